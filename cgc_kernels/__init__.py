@@ -1,0 +1,23 @@
+"""Contrastive Grad-CAM consistency (CGC): a training loss that makes a classifier's explanations consistent, nearly free.
+
+The three lines for a training script are in the README; ``python -m cgc_kernels`` tells what this installation has.
+"""
+
+from ._version import __version__
+from .backends import info
+from .grad_cam import CAM, GradCAM
+from .loss import CGCLoss, cgc_loss, gradcam, heatmap_loss
+from .transforms import CropFlip, RandomCropFlip
+
+__all__ = [
+    "CAM",
+    "CGCLoss",
+    "CropFlip",
+    "GradCAM",
+    "RandomCropFlip",
+    "__version__",
+    "cgc_loss",
+    "gradcam",
+    "heatmap_loss",
+    "info",
+]

@@ -1,0 +1,66 @@
+"""The one place that chooses a backend.
+
+A backend is a package with the stages cam, resample and contrast, the chains heatmap_loss and cgc, and `entry_points`,
+the three of them that the public functions call.
+"""
+
+from types import ModuleType
+
+from torch import device as Device
+
+from .. import ops
+from . import cpp, reference, torch
+
+BACKENDS = ("auto", "cuda", "triton", "cpp", "torch", "reference")
+
+_MODULES = {"cpp": cpp, "torch": torch, "reference": reference}
+_AUTO_ORDER = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
+
+
+def unavailable(name: str) -> str | None:
+    """Why backend `name` cannot serve in this installation, with the remedy; None if it can."""
+    if name in ("cuda", "triton"):
+        return f"this version of cgc_kernels has no {name} kernels; use backend='auto', which runs 'torch' on a GPU"
+    return ops.unavailable() if name == "cpp" else None
+
+
+def choose(name: str, device: Device) -> ModuleType:
+    """The module that serves backend `name` for tensors on `device`.
+
+    "auto" takes the first available of cpp, torch on the CPU and of cuda, triton, torch on a GPU; "reference" is never
+    chosen by itself. An explicit request that cannot be served raises RuntimeError with the reason and the remedy.
+    """
+    if name == "auto":
+        order = _AUTO_ORDER.get(device.type, ("torch",))
+        name = next(candidate for candidate in order if unavailable(candidate) is None)
+    reason = unavailable(name)
+    if reason is None and name == "cpp" and device.type != "cpu":
+        reason = f"it needs CPU tensors, got tensors on {device}; use backend='auto' or move them"
+    if reason is not None:
+        raise RuntimeError(f"backend must be one that can serve this call, got {name!r}: {reason}")
+    return _MODULES[name]
+
+
+def info() -> dict:
+    """What is installed, what "auto" would choose, and why a backend is missing.
+
+    Returns a dict with "versions" (cgc_kernels, torch, python), "auto" ({"cpu": name, "cuda": name}), "backends"
+    ({name: {"available": bool, "reason": str}}) and "cpp" (instruction set and threads of the C++ kernels).
+
+    Example::
+
+        >>> from cgc_kernels import info
+        >>> info()["backends"]["torch"]["available"]
+        True
+    """
+    names = BACKENDS[1:]
+    return {
+        "versions": ops.versions(),
+        "auto": {
+            device: next(name for name in order if unavailable(name) is None) for device, order in _AUTO_ORDER.items()
+        },
+        "backends": {
+            name: {"available": unavailable(name) is None, "reason": unavailable(name) or ""} for name in names
+        },
+        "cpp": ops.processor(),
+    }

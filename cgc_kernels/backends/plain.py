@@ -1,0 +1,51 @@
+"""What the two backends written in plain PyTorch share: autograd nodes that carry no arithmetic of the loss."""
+
+import functools
+
+import torch
+
+from ..double_backward import DifferentiableOnce
+from ..options import NEAR_DEAD_SUM
+
+
+class _Damp(torch.autograd.Function):
+    """Identity whose gradient is multiplied by `scale`, broadcast over the trailing dimensions."""
+
+    @staticmethod
+    def forward(ctx, heatmaps, scale):
+        ctx.save_for_backward(scale)
+        return heatmaps.view_as(heatmaps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (scale,) = ctx.saved_tensors
+        return grad * scale[:, None, None], None
+
+
+def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> torch.Tensor:
+    """`heatmaps` [B, H, W], unchanged; the gradient of those whose fine sum s [B] is below s_min = 1e-3 is multiplied
+    by (s + eps) / s_min, which bounds what would otherwise grow like 1 / s (docs/mathematics.md)."""
+    sums = sums.detach()
+    scale = torch.where(sums < NEAR_DEAD_SUM, (sums + eps) / NEAR_DEAD_SUM, torch.ones_like(sums))
+    return _Damp.apply(heatmaps, scale.to(heatmaps.dtype))
+
+
+def entry_point(function):
+    """Run `function` outside autocast, and refuse double backward through its tensors.
+
+    Compiled graphs refuse double backward themselves, so nothing is added there.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args):
+        device_type = args[0].device.type
+        if not torch.compiler.is_compiling():
+            args = [DifferentiableOnce.apply(a) if _needs_grad(a) else a for a in args]
+        with torch.autocast(device_type, enabled=False):
+            return function(*args)
+
+    return guarded
+
+
+def _needs_grad(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad

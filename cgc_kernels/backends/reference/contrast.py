@@ -1,0 +1,15 @@
+"""Stage contrast: rows, keys, positives -> loss."""
+
+import torch
+import torch.nn.functional as F
+
+
+def contrast(rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Mean cross-entropy of the logits <row_i, key_j> / temperature, j != i, against positives_i / temperature.
+
+    Equation 3 of CGC when the keys are the augmented maps and the rows the transformed originals; the released code
+    when both are the augmented maps. rows, keys: [B, N]; positives: [B]. A batch of one has no negatives: loss 0.
+    """
+    similarities = (rows.double() @ keys.double().T).to(rows.dtype)  # over S^2 terms float32 would lose two digits
+    logits = similarities.diagonal_scatter(positives) / temperature
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

@@ -1,0 +1,83 @@
+"""Stage resample: heatmaps, transform -> unit rows and positives, on the fine grid."""
+
+import torch
+import torch.nn.functional as F
+
+from ...transforms import CropFlip
+from ..plain import damp_near_dead
+
+
+def resample(
+    heatmaps: torch.Tensor,
+    aug_heatmaps: torch.Tensor,
+    transform: CropFlip | torch.Tensor,
+    image_size: tuple[int, int],
+    eps: float,
+    objective: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unit fine maps and the cosine of each positive pair (CGC, section 3; released code).
+
+    Args:
+        heatmaps: of the original views, [B, H, W].
+        aug_heatmaps: of the augmented views, [B, H, W].
+        transform: a CropFlip, or the inverse matrices [B, 3, 3] (augmented pixel -> original pixel).
+        image_size: (S_h, S_w).
+        eps: added to the sum and to the quotient.
+        objective: "released", "paper" or "mse".
+
+    Returns:
+        rows, keys: [B, S_h * S_w], unit vectors whose products are the cosines that `objective` contrasts.
+        positives: [B], cosine of the augmented map and the transformed original.
+    """
+    augmented = unit(fine_maps(aug_heatmaps, image_size, eps))
+    transformed = unit(apply(fine_maps(heatmaps, image_size, eps), transform))
+    positives = (augmented * transformed).sum(dim=1)
+    if objective == "released":
+        return augmented, augmented, positives
+    return transformed, augmented, positives
+
+
+def fine_maps(heatmaps: torch.Tensor, image_size: tuple[int, int], eps: float) -> torch.Tensor:
+    """Upsampled and normalised maps, [B, S_h, S_w]."""
+    sums = _upsample(heatmaps.detach(), image_size).sum(dim=(1, 2))
+    fine = _upsample(damp_near_dead(heatmaps, sums, eps), image_size)
+    return fine / (fine.sum(dim=(1, 2), keepdim=True) + eps) + eps
+
+
+def apply(maps: torch.Tensor, transform: CropFlip | torch.Tensor) -> torch.Tensor:
+    """T(m) for every map of [B, S_h, S_w]."""
+    if isinstance(transform, CropFlip):
+        return torch.stack([_crop_flip(m, *crop) for m, *crop in zip(maps, *transform, strict=True)])
+    return _warp(maps, transform)
+
+
+def unit(maps: torch.Tensor) -> torch.Tensor:
+    """Flattened maps divided by their L2 norm, [B, S_h * S_w]; a map that is zero stays zero."""
+    flat = maps.flatten(start_dim=1)
+    square = flat.square().sum(dim=1, keepdim=True)  # pairwise; vector_norm loses two digits over S^2 float32 terms
+    return flat / torch.where(square == 0, 1.0, square).sqrt()
+
+
+def _upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _crop_flip(fine, top, left, height, width, flip):
+    crop = fine[top : top + height, left : left + width]
+    resized = _upsample(crop[None], fine.shape)[0]
+    return resized.flip(1) if flip else resized
+
+
+def _warp(maps: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Bilinear samples at inverse @ (x, y, 1), zero outside and where the homogeneous denominator is <= 0."""
+    rows, columns = maps.shape[1:]
+    y, x = torch.meshgrid(
+        torch.arange(rows, dtype=inverse.dtype, device=maps.device),
+        torch.arange(columns, dtype=inverse.dtype, device=maps.device),
+        indexing="ij",
+    )
+    x, y, z = torch.einsum("bij,jhw->ibhw", inverse, torch.stack([x, y, torch.ones_like(x)]))
+    grid = torch.stack([(2 * x / z + 1) / columns - 1, (2 * y / z + 1) / rows - 1], dim=-1)
+    outside = (z <= 0) | ~grid.isfinite().all(dim=-1)
+    grid = torch.where(outside[..., None], -10.0, grid).clamp(-10, 10).to(maps.dtype)
+    return F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]

@@ -1,0 +1,61 @@
+"""Stage cam: features, gradients -> heatmaps, in chunks of samples so that no product as large as the features is kept."""
+
+import torch
+
+from ...options import accumulation_dtype
+
+# Elements of a temporary: large enough to be efficient, small beside a feature tensor.
+CHUNK_ELEMENTS = 1 << 20
+
+
+def cam(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torch.Tensor:
+    """Heatmaps ReLU(sum_c weight_c * A_c), [B, H, W], float64 for float64 features and float32 otherwise.
+
+    features: A, [B, C, H, W]; gradients: G, [B, C, H, W] or pooled [B, C]; weighting: "gradcam" or "elementwise".
+    """
+    if weighting == "gradcam" and gradients.dim() == 4:
+        gradients = gradients.mean(dim=(2, 3), dtype=accumulation_dtype(features))
+    return _Cam.apply(features, gradients)
+
+
+class _Cam(torch.autograd.Function):
+    """ReLU(sum_c G_c * A_c) for G [B, C, H, W] or [B, C]; the backward writes each gradient once."""
+
+    @staticmethod
+    def forward(ctx, features, gradients):
+        dtype = accumulation_dtype(features)
+        heatmaps = features.new_empty((features.shape[0], *features.shape[2:]), dtype=dtype)
+        for part in _chunks(features):
+            product = features[part].to(dtype) * _over_space(gradients[part], dtype)
+            heatmaps[part] = product.sum(dim=1).relu_()
+        ctx.save_for_backward(features, gradients, heatmaps)
+        return heatmaps
+
+    @staticmethod
+    def backward(ctx, grad):
+        features, gradients, heatmaps = ctx.saved_tensors
+        grad = torch.where(heatmaps <= 0, 0.0, grad)[:, None]
+        wanted = ctx.needs_input_grad
+        grad_features = torch.empty_like(features) if wanted[0] else None
+        grad_gradients = torch.empty_like(gradients) if wanted[1] else None
+        for part in _chunks(features):
+            if wanted[0]:
+                grad_features[part] = _over_space(gradients[part], grad.dtype) * grad[part]
+            if wanted[1]:
+                product = features[part].to(grad.dtype) * grad[part]
+                grad_gradients[part] = product.sum(dim=(2, 3)) if gradients.dim() == 2 else product
+        return grad_features, grad_gradients
+
+
+def _over_space(gradients: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    gradients = gradients.to(dtype)
+    return gradients[:, :, None, None] if gradients.dim() == 2 else gradients
+
+
+def _chunks(features: torch.Tensor) -> list[slice]:
+    """Slices of the batch; a compiled graph fuses the product away and takes the batch whole."""
+    batch = features.shape[0]
+    if torch.compiler.is_compiling():
+        return [slice(0, batch)]
+    step = max(1, CHUNK_ELEMENTS // features[0].numel())
+    return [slice(start, start + step) for start in range(0, batch, step)]

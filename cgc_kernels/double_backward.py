@@ -1,0 +1,33 @@
+"""Second derivatives of the loss are refused aloud: a formula that is merely missing would give wrong numbers."""
+
+import torch
+
+MESSAGE = (
+    "cgc_kernels has no second derivatives: the gradient of cgc_loss, gradcam or heatmap_loss must not be "
+    "differentiated again, got a double backward (a gradient penalty?); build the penalty from other terms of the loss"
+)
+
+
+def refuse(ctx, *grads):
+    """Autograd formula of every backward operator."""
+    raise RuntimeError(MESSAGE)
+
+
+class DifferentiableOnce(torch.autograd.Function):
+    """Identity whose gradient refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Refuse.apply(grad)
+
+
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad):
+        return grad.view_as(grad)
+
+    backward = staticmethod(refuse)

@@ -1,0 +1,632 @@
+"""Grad-CAM one can train on: the inputs of the heatmap, attached to the graph, for any classifier.
+
+Grad-CAM (Selvaraju et al., ICCV 2017) weighs the features of a layer by the gradient of a class logit with respect to
+them. :class:`GradCAM` runs a model on the views of a batch and hands over features and gradients as a :class:`CAM`.
+Unlike pytorch-grad-cam it returns them attached, and leaves the model's mode, its ``.grad`` and its hooks alone; unlike
+the released code of CGC (Pillai et al., CVPR 2022) it needs no rewritten model, no replaced head and no double backward
+for a pooled linear head, and it runs under DistributedDataParallel and ``torch.compile``.
+"""
+
+import difflib
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+__all__ = ["CAM", "GradCAM", "GradCAMOutput", "tokens_to_map"]
+
+
+class CAM(NamedTuple):
+    """What one view's Grad-CAM heatmap is made of.
+
+    ``features``: [B, C, H, W], the output of the target layer. ``gradients``: of the logit of each sample's class with
+    respect to them, [B, C, H, W] in the features' dtype, or pooled, [B, C], their mean over H and W.
+    """
+
+    features: Tensor
+    gradients: Tensor
+
+
+class GradCAMOutput(NamedTuple):
+    """What :class:`GradCAM` returns per view: ``logits`` [B, K] and the ``cam`` (None for an extra view)."""
+
+    logits: Tensor
+    cam: CAM | None
+
+
+class GradCAM(nn.Module):
+    """Wraps a classifier so that one forward gives the logits of every view and the features and gradients of Grad-CAM.
+
+    ``out, out_aug = cam(x, aug)`` calls ``model`` once per view, in order, inside ONE forward of this module, so that
+    ``DistributedDataParallel(cam)`` synchronises once a step and ``torch.compile(cam)`` sees one graph. The class
+    explained is the argmax of the FIRST view's logits, for all views, unless ``target`` is given.
+
+    Gradients take one of two paths; :attr:`gradient_path` says which one and why:
+
+    - closed form, when what follows the target layer is exactly an average pool to 1x1, flatten, Identity or
+      Dropout(p=0), one ``nn.Linear``, and nothing else reads the layer's output. Then the gradient is constant over
+      space and equals ``weight[target] / (H * W)``: returned pooled, [B, C], in the dtype of the weight (float32 under
+      autocast), attached to the weight by indexing. No second backward. Recognised by symbolic tracing at construction.
+      Hooks put on the pool, dropout or linear module later, or on the target layer, are noticed (in eager mode); later
+      hooks on other modules, or a changed ``forward``, are not: build a new GradCAM then.
+    - ``torch.autograd.grad`` otherwise, [B, C, H, W], with ``create_graph`` where grad mode is enabled. Training on it
+      takes a double backward, which fused attention kernels lack (use
+      ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``) and ``torch.compile`` refuses.
+
+    Under ``torch.no_grad()`` and ``torch.inference_mode()`` all results are detached. Frozen parameters are fine. A
+    target layer that the model itself runs without gradients (in ``no_grad`` or a reentrant checkpoint) gives detached
+    features. The mode (train or eval), the parameters' ``.grad`` and the model used alone are never touched.
+
+    ``state_dict()`` and ``load_state_dict()`` use the model's own keys, also when this module is nested in another.
+    ``copy.deepcopy`` and pickling give an independent copy. The one forward hook goes with :meth:`close`, at the end of
+    a ``with`` block, or when this object is garbage collected.
+
+    Args:
+        model: maps a view [B, ...] to logits [B, K]; the bare network, not wrapped in DataParallel or DDP.
+        target_layer: module of ``model``, or its dotted name ("layer4"), called once per forward, whose output is
+            [B, C, H, W] or is made so by ``reshape``.
+        reshape: applied to the layer's output and to its gradients; for token models, see :func:`tokens_to_map`.
+        closed_form: "auto", True (raise if it is impossible) or False.
+
+    Raises ValueError or TypeError for arguments that are not as above; RuntimeError if ``closed_form=True`` is asked
+    for and impossible.
+
+    Example::
+
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+        >>> cam = GradCAM(net, "0")
+        >>> out, out_aug = cam(torch.rand(2, 3, 10, 10), torch.rand(2, 3, 10, 10))
+        >>> out.cam.features.shape, out.cam.gradients.shape
+        (torch.Size([2, 8, 8, 8]), torch.Size([2, 8]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: str | nn.Module,
+        *,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        closed_form: bool | str = "auto",
+    ):
+        super().__init__()
+        _check_model(model)
+        if reshape is not None and not callable(reshape):
+            raise TypeError(f"reshape must be callable or None, got {type(reshape).__name__}")
+        if closed_form not in ("auto", True, False):
+            raise ValueError(f'closed_form must be "auto", True or False, got {closed_form!r}')
+        self.model = model
+        self.target_layer = _layer_name(model, target_layer)
+        self.reshape = reshape
+        self._requested = closed_form
+        self._tail, self._reason = self._find_tail()
+        if closed_form is True and not self._tail:
+            raise RuntimeError(f"closed_form must not be True for this model: {self._reason}")
+        self._capture = _Capture()
+        self._attach()
+        self._register_state_dict_hook_pair()
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the gradients come in closed form."""
+        return bool(self._tail) and not self._obstacle()
+
+    @property
+    def gradient_path(self) -> str:
+        """Which of the two paths the gradients take, and why, in words."""
+        reason = self._obstacle() if self._tail else self._reason
+        if reason:
+            return f"autograd: {reason}"
+        head = self._tail[-1].name
+        return f"closed form: {self._reason}; gradients = {head}.weight[target] / (H * W)"
+
+    def forward(
+        self, *views: Tensor, target: Tensor | None = None, extra: Sequence[Tensor] = ()
+    ) -> tuple[GradCAMOutput, ...]:
+        """Logits and Grad-CAM of every view, then the logits of every extra view.
+
+        ``views``: one or more [B, ...], the same B. ``target``: [B] int64, the class to explain; by default the argmax
+        of the first view's logits. ``extra``: views of any batch size of which only the logits are wanted; they cost no
+        Grad-CAM and come back with ``cam=None``.
+        Raises TypeError or ValueError for wrong arguments, RuntimeError when the target layer is not called exactly
+        once, its output is modified in place afterwards, or this GradCAM was closed.
+        """
+        _check_views(views, target, extra)
+        if not self._open:
+            raise RuntimeError("GradCAM must be open to be called, got a closed one; build a new GradCAM")
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError("GradCAM must not run under nn.DataParallel; use DistributedDataParallel")
+        outputs = []
+        for view in views:
+            output, target = self._explain(view, target)
+            outputs.append(output)
+        outputs += [GradCAMOutput(self.model(view), None) for view in extra]
+        return tuple(outputs)
+
+    def close(self) -> None:
+        """Remove the hook; the model is as it was before, and calling this object raises. Harmless when repeated."""
+        self._finalizer()
+        self._open = False
+
+    def __enter__(self) -> "GradCAM":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_finalizer"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        hooks = self.model.get_submodule(self.target_layer)._forward_hooks
+        for key in [key for key, hook in hooks.items() if hook is self._capture]:
+            del hooks[key]
+        self._attach(self._open)
+
+    def extra_repr(self) -> str:
+        return f"target_layer={self.target_layer!r}, gradient_path={self.gradient_path!r}"
+
+    def _attach(self, is_open: bool = True) -> None:
+        handle = self.model.get_submodule(self.target_layer).register_forward_hook(self._capture)
+        self._finalizer = weakref.finalize(self, handle.remove)
+        self._finalizer.atexit = False
+        self._open = True
+        if not is_open:
+            self.close()
+
+    def _register_state_dict_hook_pair(self) -> None:
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+        self.register_load_state_dict_post_hook(_drop_prefix_of_missing)
+
+    def _find_tail(self) -> "tuple[tuple[_TailModule, ...], str]":
+        if self._requested is False:
+            return (), "closed_form=False was asked for"
+        if self.reshape is not None:
+            return (), "reshape= is given"
+        return _find_tail(self.model, self.model.get_submodule(self.target_layer))
+
+    def _obstacle(self) -> str:
+        """Why the closed form found at construction does not hold now; empty where it does."""
+        hooks = self.model.get_submodule(self.target_layer)._forward_hooks.values()
+        foreign = [hook for hook in hooks if hook is self._capture or not isinstance(hook, _Capture)]
+        if self._open and foreign[-1] is not self._capture:
+            return f"{self.target_layer} got another forward hook"
+        for name, kind in self._tail:
+            if _module_kind(self.model.get_submodule(name)) != kind:
+                return f"{name} was changed or got a hook"
+        return ""
+
+    def _use_closed_form(self) -> bool:
+        if not self._tail or torch.compiler.is_compiling():
+            return bool(self._tail)
+        obstacle = self._obstacle()
+        if obstacle and self._requested is True:
+            raise RuntimeError(f"closed_form must not be True for this model: {obstacle}")
+        return not obstacle
+
+    def _explain(self, view: Tensor, target: Tensor | None) -> tuple[GradCAMOutput, Tensor]:
+        """Logits and CAM of one view, and the target used."""
+        if self._use_closed_form():
+            return self._by_closed_form(view, target)
+        attach = torch.is_grad_enabled()
+        # Outside inference mode and without gradients up to the target layer, where the capture enables them.
+        with torch.inference_mode(False), torch.set_grad_enabled(attach):
+            view = view.clone() if view.is_inference() else view
+            output, target = self._by_autograd(view, target, attach)
+        if attach:
+            return output, target
+        cam = CAM(*(tensor.detach() for tensor in output.cam))
+        return GradCAMOutput(output.logits.detach(), cam), target
+
+    def _by_closed_form(self, view: Tensor, target: Tensor | None) -> tuple[GradCAMOutput, Tensor]:
+        logits, features = self._run(view, differentiate=False)
+        target = _target(target, logits)
+        _check_features(features, view, self.target_layer)
+        head = self.model.get_submodule(self._tail[-1].name)
+        gradients = head.weight[target] / (features.shape[2] * features.shape[3])
+        return GradCAMOutput(logits, CAM(features, gradients)), target
+
+    def _by_autograd(self, view: Tensor, target: Tensor | None, attach: bool) -> tuple[GradCAMOutput, Tensor]:
+        # The capture switches grad mode on in the middle of the model: put it back however the model ends.
+        with torch.set_grad_enabled(attach):
+            logits, features = self._run(view, differentiate=True)
+            target = _target(target, logits)
+            gradients = _gradients(logits, features, target, attach, self.target_layer)
+        # Such a leaf is the capture's own stand-in for an output that needed no gradient.
+        features = features.detach() if features.is_leaf and not view.requires_grad else features
+        if self.reshape is not None:
+            features, gradients = self.reshape(features), self.reshape(gradients)
+        _check_features(features, view, self.target_layer)
+        return GradCAMOutput(logits, CAM(features, gradients)), target
+
+    def _run(self, view: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
+        """The model's logits and the target layer's output for one view."""
+        self._capture.arm(differentiate)
+        try:
+            logits = self.model(view)
+            features = self._capture.take(self.target_layer)
+        finally:
+            self._capture.disarm()
+        _check_logits(logits, view)
+        return logits, features
+
+
+class _Capture:
+    """Forward hook that keeps a layer's output while armed; knows nothing of the GradCAM, so that one can be freed."""
+
+    def __init__(self) -> None:
+        self.disarm()
+
+    def arm(self, differentiate: bool) -> None:
+        self.armed, self.differentiate = True, differentiate
+
+    def disarm(self) -> None:
+        self.armed = self.differentiate = False
+        self.output, self.calls, self.version = None, 0, 0
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        if not self.armed:
+            return None
+        self.calls += 1
+        if self.calls > 1:
+            return None
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the output of the target layer must be a tensor, got {type(output).__name__}")
+        return self._keep_differentiable(output) if self.differentiate else self._keep(output)
+
+    def _keep(self, output: Tensor) -> None:
+        self.output = output
+        if _has_version(output):
+            self.version = output._version
+
+    def _keep_differentiable(self, output: Tensor) -> Tensor | None:
+        torch.set_grad_enabled(True)
+        if output.requires_grad:
+            return self._keep(output)
+        self._keep(output.detach().requires_grad_())
+        # A leaf that requires grad refuses in-place operations, so the model goes on with a copy.
+        return self.output.clone()
+
+    def take(self, name: str) -> Tensor:
+        """The output kept; raises RuntimeError unless the layer ran once and its output is still what it was."""
+        if self.calls != 1:
+            raise RuntimeError(
+                f"target layer {name!r} must be called once in the model's forward, got {self.calls} calls; "
+                "choose a module that runs exactly once"
+            )
+        if _has_version(self.output) and self.output._version != self.version:
+            raise RuntimeError(
+                f"the output of target layer {name!r} must stay as it is, got an in-place operation on it later in the "
+                "model (an in-place ReLU, +=); take the in-place module as the target layer, or set inplace=False"
+            )
+        return self.output
+
+
+def tokens_to_map(height: int, width: int, prefix: int = 1) -> Callable[[Tensor], Tensor]:
+    """``reshape`` for token models: drops ``prefix`` leading tokens and lays the rest out as a map.
+
+    ``height`` and ``width``: patches per view; ``prefix``: class and register tokens before them. The callable turns
+    [B, prefix + height * width, C] into [B, C, height, width], row by row, and raises ValueError for other shapes.
+
+    Example::
+
+        >>> tokens_to_map(14, 14)(torch.rand(2, 197, 384)).shape
+        torch.Size([2, 384, 14, 14])
+    """
+    return _TokensToMap(height, width, prefix)
+
+
+class _TokensToMap(NamedTuple):
+    # Not a closure: a GradCAM that holds it can be pickled.
+    height: int
+    width: int
+    prefix: int
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        count = self.prefix + self.height * self.width
+        if tokens.ndim != 3 or tokens.shape[1] != count:
+            raise ValueError(
+                f"tokens must have shape [B, {self.prefix} + {self.height} * {self.width}, C], got {list(tokens.shape)}"
+            )
+        return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (self.height, self.width))
+
+
+# ---- The gradient of the logits by autograd.
+
+
+def _gradients(logits: Tensor, features: Tensor, target: Tensor, attach: bool, name: str) -> Tensor:
+    """d sum_b logits[b, target[b]] / d features, with a graph of its own where ``attach``."""
+    score = logits.gather(1, target[:, None]).sum()
+    gradients = None
+    if score.requires_grad:
+        # Autocast is for forwards: a backward inside it would cast what it should not.
+        with torch.autocast(logits.device.type, enabled=False):
+            (gradients,) = torch.autograd.grad(score, features, create_graph=attach, allow_unused=True)
+    if gradients is None:
+        raise RuntimeError(f"the logits must depend on the output of target layer {name!r}, got no gradient to it")
+    return gradients
+
+
+# ---- Recognising a pooled linear head.
+
+
+class _TailModule(NamedTuple):
+    name: str
+    kind: str
+
+
+class _NotClosed(Exception):
+    """Why there is no closed form."""
+
+
+class _OneView(nn.Module):
+    """The model as GradCAM calls it: one argument, so that optional ones keep their defaults while traced."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, view: Tensor) -> Tensor:
+        return self.model(view)
+
+
+class _TargetIsLeaf(fx.Tracer):
+    # Without this, a forward that updates its buffers in place would do so while traced.
+    proxy_buffer_attributes = True
+
+    def __init__(self, target: nn.Module):
+        super().__init__()
+        self._target = target
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is self._target or super().is_leaf_module(m, module_qualified_name)
+
+
+# What the value is after each step: the map, the map pooled to 1x1, a vector, the logits.
+_STEPS = {
+    ("map", "identity"): "map",
+    ("map", "pool"): "pooled",
+    ("map", "mean"): "vector",
+    ("pooled", "identity"): "pooled",
+    ("pooled", "flatten"): "vector",
+    ("vector", "identity"): "vector",
+    ("vector", "flatten"): "vector",
+    ("vector", "linear"): "logits",
+    ("logits", "output"): "end",
+}
+
+
+def _find_tail(model: nn.Module, target: nn.Module) -> tuple[tuple[_TailModule, ...], str]:
+    """The modules between ``target`` and the logits if they form a pooled linear head, else (); and the reason."""
+    states = {module: vars(module).copy() for module in model.modules()}
+    try:
+        tails = []
+        for training in (True, False):
+            for module in states:
+                module.training = training
+            tails.append(_trace_tail(model, target))
+    except _NotClosed as reason:
+        return (), str(reason)
+    except Exception as error:
+        summary = str(error).strip().partition("\n")[0]
+        return (), f"the model cannot be traced symbolically ({type(error).__name__}: {summary})"
+    finally:
+        # Also takes back what a forward stores in its modules, which while tracing is no tensor.
+        for module, state in states.items():
+            vars(module).clear()
+            vars(module).update(state)
+    if tails[0] != tails[1]:
+        return (), "what follows the target layer differs between train and eval mode"
+    return tails[0]
+
+
+def _trace_tail(model: nn.Module, target: nn.Module) -> tuple[tuple[_TailModule, ...], str]:
+    """Follow the target's output to the model's; raises _NotClosed at the first step that is not of such a head."""
+    root = _OneView(model)
+    nodes = _TargetIsLeaf(target).trace(root).nodes
+    calls = [node for node in nodes if node.op == "call_module" and root.get_submodule(node.target) is target]
+    if len(calls) != 1:
+        raise _NotClosed(f"the target layer shows up {len(calls)} times in the traced model")
+    node, state = calls[0], "map"
+    tail, steps = [], []
+    while state != "end":
+        if len(node.users) != 1:
+            raise _NotClosed(f"the output of {_node_name(node)} is used {len(node.users)} times")
+        (node,) = node.users
+        kind = _node_kind(node, root)
+        if (state, kind) not in _STEPS:
+            raise _NotClosed(f"{_node_name(node)} is not a step of average pool, flatten, linear")
+        state = _STEPS[state, kind]
+        steps.append(_node_name(node))
+        if node.op == "call_module":
+            tail.append(_TailModule(node.target.removeprefix("model."), kind))
+    return tuple(tail), " -> ".join(steps[:-1])
+
+
+def _node_name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return node.target.removeprefix("model.")
+    return "the output" if node.op == "output" else getattr(node.target, "__name__", str(node.target))
+
+
+def _node_kind(node: fx.Node, root: nn.Module) -> str | None:
+    if node.op == "output":
+        # A node, not a tuple or dict around one.
+        return "output" if isinstance(node.args[0], fx.Node) else None
+    if node.op == "call_module":
+        return _module_kind(root.get_submodule(node.target))
+    if node.target is F.adaptive_avg_pool2d:
+        given = _arguments(node, "input", "output_size")
+        return "pool" if _is_one(given.get("output_size")) else None
+    if node.target in (torch.flatten, "flatten"):
+        given = {"start_dim": 0, "end_dim": -1} | _arguments(node, "input", "start_dim", "end_dim")
+        return "flatten" if (given["start_dim"], given["end_dim"]) == (1, -1) else None
+    if node.target in (torch.mean, "mean"):
+        return _mean_kind(_arguments(node, "input", "dim", "keepdim"))
+    return None
+
+
+def _mean_kind(given: dict[str, Any]) -> str | None:
+    dims = given.get("dim")
+    if not isinstance(dims, tuple | list) or sorted(dims) not in ([2, 3], [-2, -1]):
+        return None
+    if not set(given) <= {"input", "dim", "keepdim"}:
+        return None
+    return {True: "pool", False: "mean"}.get(given.get("keepdim", False))
+
+
+def _module_kind(module: nn.Module) -> str | None:
+    """The kind of step an exact, unhooked standard module makes; None for anything else."""
+    if "forward" in vars(module) or _has_hooks(module):
+        return None
+    # Exact types: a subclass, and so a parametrised module, may compute something else.
+    if type(module) is nn.Linear:
+        return "linear"
+    if type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0 and not module.inplace):
+        return "identity"
+    if type(module) is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
+        return "pool"
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return "flatten"
+    return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(
+        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    )
+
+
+def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def _is_one(size: Any) -> bool:
+    return size == 1 or (isinstance(size, tuple | list) and tuple(size) == (1, 1))
+
+
+# ---- state_dict with the model's own keys.
+
+
+def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict) -> None:
+    """After ``state_dict``: prefix.model.key becomes prefix.key, in the metadata too."""
+    nested = prefix + "model."
+    # All out before any goes in: the model may have a child of the name "model".
+    moved = {key: state.pop(key) for key in list(state) if key.startswith(nested)}
+    state.update({prefix + key.removeprefix(nested): value for key, value in moved.items()})
+    metadata = getattr(state, "_metadata", {})
+    moved = {key: metadata.pop(key) for key in list(metadata) if (key + ".").startswith(nested)}
+    metadata.update({(prefix + (key + ".").removeprefix(nested))[:-1]: value for key, value in moved.items()})
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *reports: Any) -> None:
+    """Before ``load_state_dict``: prefix.key becomes prefix.model.key."""
+    module._load_prefix = prefix
+    moved = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    state.update({prefix + "model." + key.removeprefix(prefix): value for key, value in moved.items()})
+
+
+def _drop_prefix_of_missing(module: nn.Module, incompatible: Any) -> None:
+    """After ``load_state_dict``: missing and unexpected keys are reported as the model's own."""
+    nested = module._load_prefix + "model."
+    for keys in incompatible:
+        keys[:] = [module._load_prefix + key.removeprefix(nested) if key.startswith(nested) else key for key in keys]
+
+
+# ---- Checks.
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        kind = type(model).__name__
+        raise TypeError(f"model must be the bare network, got {kind}; wrap the GradCAM in DistributedDataParallel")
+
+
+def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
+    """The dotted name of ``layer`` in ``model``."""
+    modules = dict(model.named_modules())
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name
+        raise ValueError(f"target_layer must be a module of the model, got a {type(layer).__name__} outside it")
+    if not isinstance(layer, str):
+        raise TypeError(f"target_layer must be a module or its dotted name, got {type(layer).__name__}")
+    names = dict(model.named_modules(remove_duplicate=False))
+    if layer not in names:
+        close = difflib.get_close_matches(layer, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
+        raise ValueError(f"target_layer must name a module of the model, got {layer!r}; near it: {', '.join(close)}")
+    return layer
+
+
+def _check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]) -> None:
+    if not views:
+        raise ValueError("views must hold at least one view, got none")
+    if not isinstance(extra, tuple | list):
+        raise TypeError(f"extra must be a sequence of views, got {type(extra).__name__}")
+    for name, group in (("views", views), ("extra", extra)):
+        for index, view in enumerate(group):
+            if not isinstance(view, Tensor):
+                raise TypeError(f"{name}[{index}] must be a tensor [B, ...], got {type(view).__name__}")
+            if view.ndim < 1:
+                raise ValueError(f"{name}[{index}] must have shape [B, ...], got a scalar")
+    batch = views[0].shape[0]
+    for index, view in enumerate(views):
+        if view.shape[0] != batch:
+            raise ValueError(f"views[{index}] must have a batch of {batch} like views[0], got {view.shape[0]}")
+    if target is not None:
+        _check_target(target, batch)
+
+
+def _check_target(target: Tensor, batch: int) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor [B] of int64, got {type(target).__name__}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64, got {target.dtype}")
+    if target.shape != (batch,):
+        raise ValueError(f"target must have shape [{batch}], got {list(target.shape)}")
+
+
+def _target(target: Tensor | None, logits: Tensor) -> Tensor:
+    """``target`` checked against the logits, or their argmax."""
+    if target is None:
+        return logits.detach().argmax(1)
+    if target.device != logits.device:
+        raise RuntimeError(f"target must be on {logits.device} like the logits, got {target.device}")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        bad = (target < 0) | (target >= logits.shape[1])
+        if bad.any():
+            index = int(bad.int().argmax())
+            got = f"got {int(target[index])} at index {index}"
+            raise ValueError(f"target must be in [0, {logits.shape[1]}), {got}")
+    return target
+
+
+def _check_logits(logits: Tensor, view: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model must return logits [B, K], got {type(logits).__name__}")
+    if logits.ndim != 2 or logits.shape[0] != view.shape[0]:
+        raise ValueError(f"the model must return logits [{view.shape[0]}, K], got {list(logits.shape)}")
+
+
+def _check_features(features: Tensor, view: Tensor, name: str) -> None:
+    if features.ndim != 4:
+        raise ValueError(
+            f"the output of target layer {name!r} must be [B, C, H, W], got {list(features.shape)}; "
+            "give reshape=, tokens_to_map(height, width) for a ViT"
+        )
+    if features.shape[0] != view.shape[0]:
+        raise ValueError(f"the output of target layer {name!r} must have batch {view.shape[0]}, got {features.shape[0]}")
+
+
+def _has_version(tensor: Tensor) -> bool:
+    """Whether in-place operations on ``tensor`` can be counted: not in a compiled graph nor in inference mode."""
+    return not torch.compiler.is_compiling() and not tensor.is_inference()

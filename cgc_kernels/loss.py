@@ -1,0 +1,208 @@
+"""The public functions: check the input once, choose a backend, call it."""
+
+import torch
+
+from . import backends, checks
+from .options import WEIGHTINGS, widest_dtype
+from .transforms import CropFlip
+
+
+def cgc_loss(
+    cam,
+    aug_cam,
+    transform: CropFlip | torch.Tensor,
+    *,
+    image_size: int | tuple[int, int],
+    temperature: float = 0.5,
+    weighting: str = "gradcam",
+    objective: str = "released",
+    consistency: float = 0.0,
+    eps: float = 1e-8,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Contrastive Grad-CAM consistency loss (CGC, Pillai et al., CVPR 2022) of a batch of image pairs.
+
+    Grad-CAM heatmaps of both views are upsampled to the view's size and normalised; the heatmap of the original view is
+    cropped, resized and flipped as the image was; the loss asks that it match the augmented view's heatmap and differ
+    from the other images'. It is computed exactly on the H x W maps: no S_h x S_w map and no [B, B] matrix is stored.
+
+    Args:
+        cam: (features, gradients) of the original views, a :class:`CAM` or any such pair. features: [B, C, H, W],
+            float32, float64, bfloat16 or float16, contiguous or channels_last (read in place). gradients of the class's
+            logit: [B, C, H, W], or pooled, their mean over H and W, [B, C]; the features' dtype or float32.
+        aug_cam: the same of the augmented views, with the same shapes and dtypes.
+        transform: how each augmented view was cut from its original: :class:`CropFlip`, or affine [B, 2, 3] or
+            homography [B, 3, 3] matrices from original to augmented pixels (centres at integers, zero outside; pixels
+            whose homogeneous denominator is <= 0 are outside). Matrices get no gradient.
+        image_size: S or (S_h, S_w), pixels of a view. Required, since a wrong default would be silent.
+        temperature: tau > 0.
+        weighting: "gradcam", channel weights are the mean of the gradients over space (Grad-CAM as published);
+            "elementwise", gradients times features before the sum over channels (the released code; HiResCAM).
+        objective: "released", positives against <augmented_i, augmented_j>, as the released code; "paper", against
+            <transformed original_i, augmented_j>, equation 3; "mse", mean squared difference of the unit maps.
+        consistency: >= 0, weight of mean(1 - positive cosine), added to any objective; ours, not the paper's.
+        eps: > 0, added to the heatmap's sum and to the quotient.
+        backend: "auto", "cpp", "torch", "reference", "triton" or "cuda".
+
+    Returns:
+        Scalar, float64 for float64 features, float32 otherwise. Differentiable once, with respect to features and
+        gradients. A batch of one has no negatives: "released" and "paper" are then 0, with zero gradients, before the
+        consistency term. NaN anywhere makes the loss NaN. The gradient of a near-dead heatmap, one whose upsampled
+        sum s is below 1e-3, is multiplied by (s + eps) / 1e-3; the released code's grows without bound there.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, what it must be and what it is. Values
+            inside tensors (a crop outside the view) are checked for CPU tensors in eager mode.
+        RuntimeError: tensors on different devices, a backend that cannot serve, or a double backward.
+
+    Unlike the released code, a flip is recorded only where one was made, and a batch of one is allowed.
+
+    Example::
+
+        >>> import torch
+        >>> from cgc_kernels import CropFlip, cgc_loss
+        >>> features, aug_features = torch.rand(2, 8, 16, 7, 7, requires_grad=True)
+        >>> gradients, aug_gradients = torch.randn(2, 8, 16, 7, 7)
+        >>> transform = CropFlip.identity(8, 224)
+        >>> loss = cgc_loss((features, gradients), (aug_features, aug_gradients), transform, image_size=224)
+        >>> loss.backward()
+    """
+    options = checks.options(image_size, temperature, weighting, objective, consistency, eps)
+    features, gradients = checks.cam(cam, "cam")
+    aug_features, aug_gradients = checks.cam(aug_cam, "aug_cam")
+    checks.same_kind("aug_cam.features", aug_features, "cam.features", features)
+    checks.same_kind("aug_cam.gradients", aug_gradients, "cam.gradients", gradients)
+    transform = _prepare(transform, features, options.image_size)
+    entry = _entry(backend, "cgc", features)
+    return entry(features, gradients, aug_features, aug_gradients, transform, options)
+
+
+def heatmap_loss(
+    heatmaps: torch.Tensor,
+    aug_heatmaps: torch.Tensor,
+    transform: CropFlip | torch.Tensor,
+    *,
+    image_size: int | tuple[int, int],
+    temperature: float = 0.5,
+    objective: str = "released",
+    consistency: float = 0.0,
+    eps: float = 1e-8,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """The loss of :func:`cgc_loss` for heatmaps from anywhere, another explainer's for instance.
+
+    Args:
+        heatmaps: of the original views, [B, H, W], float32 or float64, non-negative.
+        aug_heatmaps: of the augmented views, same shape and dtype.
+        transform, image_size, temperature, objective, consistency, eps, backend: as in :func:`cgc_loss`.
+
+    Returns:
+        Scalar of the heatmaps' dtype, differentiable once with respect to both heatmaps.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`cgc_loss`.
+
+    Example::
+
+        >>> import torch
+        >>> from cgc_kernels import CropFlip, heatmap_loss
+        >>> heatmaps, aug_heatmaps = torch.rand(2, 8, 7, 7, requires_grad=True)
+        >>> heatmap_loss(heatmaps, aug_heatmaps, CropFlip.identity(8, 224), image_size=224).backward()
+    """
+    options = checks.options(image_size, temperature, objective=objective, consistency=consistency, eps=eps)
+    checks.heatmaps(heatmaps, "heatmaps")
+    checks.heatmaps(aug_heatmaps, "aug_heatmaps")
+    checks.same_kind("aug_heatmaps", aug_heatmaps, "heatmaps", heatmaps)
+    transform = _prepare(transform, heatmaps, options.image_size)
+    return _entry(backend, "heatmap_loss", heatmaps)(heatmaps, aug_heatmaps, transform, options)
+
+
+def gradcam(
+    features: torch.Tensor, gradients: torch.Tensor, *, weighting: str = "gradcam", backend: str = "auto"
+) -> torch.Tensor:
+    """Grad-CAM heatmaps ReLU(sum_c weight_c * A_c), fused and differentiable (Selvaraju et al. 2017, equation 2).
+
+    Args:
+        features: A, [B, C, H, W], float32, float64, bfloat16 or float16.
+        gradients: G of the class's logit, [B, C, H, W] or pooled [B, C], the features' dtype or float32.
+        weighting: "gradcam" or "elementwise", as in :func:`cgc_loss`.
+        backend: as in :func:`cgc_loss`.
+
+    Returns:
+        [B, H, W], >= 0, not scaled or resized; float64 for float64 features, float32 otherwise. Unlike the maps of
+        Grad-CAM libraries it stays attached to the graph. Differentiable once.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`cgc_loss`.
+
+    Example::
+
+        >>> import torch
+        >>> from cgc_kernels import gradcam
+        >>> gradcam(torch.rand(8, 16, 7, 7), torch.randn(8, 16)).shape
+        torch.Size([8, 7, 7])
+    """
+    checks.choice("weighting", weighting, WEIGHTINGS)
+    checks.features_and_gradients(features, gradients)
+    return _entry(backend, "cam", features)(features, gradients, weighting)
+
+
+class CGCLoss(torch.nn.Module):
+    """:func:`cgc_loss` with its settings fixed, as a module.
+
+    Takes the keyword arguments of :func:`cgc_loss` and checks them at once; ``forward(cam, aug_cam, transform)``
+    returns the scalar.
+
+    Example::
+
+        >>> import torch
+        >>> from cgc_kernels import CAM, CGCLoss, CropFlip
+        >>> criterion = CGCLoss(image_size=224, consistency=10.0)
+        >>> cam = CAM(torch.rand(8, 16, 7, 7), torch.randn(8, 16))
+        >>> loss = criterion(cam, cam, CropFlip.identity(8, 224))
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        temperature: float = 0.5,
+        weighting: str = "gradcam",
+        objective: str = "released",
+        consistency: float = 0.0,
+        eps: float = 1e-8,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.options = checks.options(image_size, temperature, weighting, objective, consistency, eps)
+        self.backend = checks.choice("backend", backend, backends.BACKENDS)
+
+    def forward(self, cam, aug_cam, transform: CropFlip | torch.Tensor) -> torch.Tensor:
+        """The loss, a scalar; arguments as in :func:`cgc_loss`."""
+        return cgc_loss(cam, aug_cam, transform, **self.options._asdict(), backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """The settings, for print(module)."""
+        return ", ".join(
+            f"{name}={value!r}" for name, value in (*self.options._asdict().items(), ("backend", self.backend))
+        )
+
+
+def _prepare(transform, like: torch.Tensor, image_size: tuple[int, int]) -> CropFlip | torch.Tensor:
+    """The checked transform as backends take it: a CropFlip, or inverse matrices [B, 3, 3]."""
+    transform = checks.transform(transform, like.shape[0], image_size, like.device)
+    return transform if isinstance(transform, CropFlip) else _inverse(transform)
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Inverse by the adjugate, which, unlike a solver, does not synchronise a GPU."""
+    first, second, third = matrix.to(widest_dtype(matrix.device)).unbind(dim=1)
+    adjugate = torch.stack(
+        [torch.linalg.cross(second, third), torch.linalg.cross(third, first), torch.linalg.cross(first, second)], dim=2
+    )
+    return adjugate / (first * adjugate[:, :, 0]).sum(dim=1)[:, None, None]
+
+
+def _entry(backend: str, name: str, like: torch.Tensor):
+    checks.choice("backend", backend, backends.BACKENDS)
+    return backends.choose(backend, like.device).entry_points[name]

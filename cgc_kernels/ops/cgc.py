@@ -1,0 +1,109 @@
+"""The three stages fused, and their chain for heatmaps from anywhere."""
+
+import torch
+
+from ..options import OBJECTIVES, Options
+from ..transforms import CropFlip
+from .cam import fake_cam, in_place, pools, spread, wanted
+from .contrast import contrast
+from .library import define
+from .resample import fake_rows, pack, resample
+
+
+def heatmap_loss(
+    heatmaps: torch.Tensor, aug_heatmaps: torch.Tensor, transform: CropFlip | torch.Tensor, options: Options
+) -> torch.Tensor:
+    """The objective on heatmaps [B, H, W], plus consistency * mean(1 - positives)."""
+    rows, keys, positives = resample(
+        heatmaps, aug_heatmaps, transform, options.image_size, options.eps, options.objective
+    )
+    if options.objective == "mse":
+        height, width = options.image_size
+        loss = 2 * (1 - positives).clamp_min(0).mean() / (height * width)
+    else:
+        loss = contrast(rows, keys, positives, options.temperature)
+    if options.consistency > 0:
+        loss = loss + options.consistency * (1 - positives).mean()
+    return loss.to(heatmaps.dtype)
+
+
+def cgc(
+    features: torch.Tensor,
+    gradients: torch.Tensor,
+    aug_features: torch.Tensor,
+    aug_gradients: torch.Tensor,
+    transform: CropFlip | torch.Tensor,
+    options: Options,
+) -> torch.Tensor:
+    """The whole loss from features [B, C, H, W] and gradients of both views, in one operator each way."""
+    views = (*in_place(features, gradients), *in_place(aug_features, aug_gradients))
+    settings = (
+        *options.image_size,
+        options.temperature,
+        options.weighting == "elementwise",
+        OBJECTIVES.index(options.objective),
+        options.consistency,
+        options.eps,
+    )
+    return _cgc(*views, pack(transform), *settings)[0]
+
+
+def _fake(features, gradients, aug_features, aug_gradients, transform, *settings):
+    elementwise, objective = settings[3], settings[4]
+    heatmaps, weights = fake_cam(features, gradients, elementwise)
+    rows, keys, positives, state = fake_rows(heatmaps, objective)
+    loss = heatmaps.new_empty(())
+    row_losses = torch.empty_like(positives)
+    return loss, _both(heatmaps), _both(weights), rows, keys, positives, row_losses, state
+
+
+def _both(view):
+    return view.new_empty((2, *view.shape))
+
+
+def _fake_backward(grad_loss, features, gradients, aug_features, aug_gradients, *rest):
+    needs = rest[-1]
+    tensors = (features, gradients, aug_features, aug_gradients)
+    return tuple(wanted(t, bool(needs >> i & 1)) for i, t in enumerate(tensors))
+
+
+def _setup_context(ctx, inputs, output):
+    features, gradients, aug_features, aug_gradients, transform, *ctx.settings = inputs
+    _, heatmaps, weights, *saved = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.spreads = pools(gradients, ctx.settings[3])
+    ctx.like = (gradients.shape, gradients.dtype)
+    if ctx.spreads:
+        gradients, aug_gradients = weights.unbind(0)
+    ctx.save_for_backward(features, gradients, aug_features, aug_gradients, transform, heatmaps, *saved)
+
+
+def _backward(ctx, grad_loss, *_):
+    wanted = ctx.needs_input_grad[:4]
+    needs = sum(1 << i for i, want in enumerate(wanted) if want)
+    grads = list(_cgc_backward(grad_loss, *ctx.saved_tensors, *ctx.settings, needs))
+    for i, want in enumerate(wanted):
+        if not want:
+            grads[i] = None
+        elif ctx.spreads and i % 2:
+            grads[i] = spread(grads[i], *ctx.like)
+    return *grads, None, *(None for _ in ctx.settings)
+
+
+_SETTINGS = "int height, int width, float temperature, bool elementwise, int objective, float consistency, float eps"
+_VIEWS = "Tensor features, Tensor gradients, Tensor aug_features, Tensor aug_gradients, Tensor transform"
+_SAVED = "Tensor heatmaps, Tensor rows, Tensor keys, Tensor positives, Tensor row_losses, Tensor state"
+_cgc = define(
+    "cgc",
+    f"({_VIEWS}, {_SETTINGS}) -> (Tensor loss, Tensor heatmaps, Tensor weights, Tensor rows, Tensor keys, "
+    "Tensor positives, Tensor row_losses, Tensor state)",
+    _fake,
+    _setup_context,
+    _backward,
+)
+_cgc_backward = define(
+    "cgc_backward",
+    f"(Tensor grad_loss, {_VIEWS}, {_SAVED}, {_SETTINGS}, int needs) "
+    "-> (Tensor grad_features, Tensor grad_gradients, Tensor grad_aug_features, Tensor grad_aug_gradients)",
+    _fake_backward,
+)

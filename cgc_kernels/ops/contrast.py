@@ -1,0 +1,47 @@
+"""Stage contrast: rows, keys, positives -> loss; similarities live in tiles, [B, B] is never stored."""
+
+import torch
+
+from .library import define
+
+
+def contrast(rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Mean cross-entropy of the logits <row_i, key_j> / temperature, j != i, against positives_i / temperature.
+
+    rows, keys: [B, N]; positives: [B], float64. A batch of one has no negatives: loss 0.
+    """
+    return _contrast(rows.contiguous(), keys.contiguous(), positives.double().contiguous(), temperature)[0]
+
+
+def _fake(rows, keys, positives, temperature):
+    return rows.new_empty(()), rows.new_empty(rows.shape[0], dtype=torch.float64)
+
+
+def _fake_backward(grad_loss, rows, keys, positives, row_losses, temperature):
+    return torch.empty_like(rows), torch.empty_like(keys), torch.empty_like(positives)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.temperature = inputs
+    row_losses = output[1]
+    ctx.mark_non_differentiable(row_losses)
+    ctx.save_for_backward(*tensors, row_losses)
+
+
+def _backward(ctx, grad_loss, _):
+    return *_contrast_backward(grad_loss, *ctx.saved_tensors, ctx.temperature), None
+
+
+_contrast = define(
+    "contrast",
+    "(Tensor rows, Tensor keys, Tensor positives, float temperature) -> (Tensor loss, Tensor row_losses)",
+    _fake,
+    _setup_context,
+    _backward,
+)
+_contrast_backward = define(
+    "contrast_backward",
+    "(Tensor grad_loss, Tensor rows, Tensor keys, Tensor positives, Tensor row_losses, float temperature) "
+    "-> (Tensor grad_rows, Tensor grad_keys, Tensor grad_positives)",
+    _fake_backward,
+)

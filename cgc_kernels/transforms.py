@@ -1,0 +1,269 @@
+"""The augmentation between the two views of an image, and its record: :class:`CropFlip`, :class:`RandomCropFlip`.
+
+CGC (Pillai et al., CVPR 2022) compares the heatmap of T(x) with T applied to the heatmap of x, so the T that made the
+augmented view has to travel with it. Here T is crop, bilinear resize back to the size of the view, horizontal flip or
+not. The flip is recorded exactly when it was made; the authors' released code also records one in half of the cases
+where it made none, which mismatches a quarter of its positives.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["CropFlip", "RandomCropFlip"]
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_TRIES = 10
+
+
+class CropFlip(NamedTuple):
+    """Crop and flip of B samples, in pixels of the original view; fields in the order (i, j, h, w, flip).
+
+    ``top``, ``left``, ``height``, ``width``: [B] integer tensors, ``flip``: [B] bool tensor, all on one device. The
+    crop is rows ``top`` to ``top + height - 1`` and columns ``left`` to ``left + width - 1``, resized bilinearly to the
+    size of the view (edges clamp at the crop's own border), then mirrored horizontally where ``flip``.
+    A single sample holds 0-d tensors, so that the default ``collate_fn`` of a DataLoader stacks samples to [B].
+
+    Example::
+
+        >>> crop = CropFlip.from_torchvision([(0, 8, 112, 96), (16, 16, 64, 64)], flip=[True, False])
+        >>> crop.check(image_size=112)
+        >>> crop.matrix(image_size=112).shape
+        torch.Size([2, 3, 3])
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+
+    @classmethod
+    def identity(cls, batch: int, image_size: int | Sequence[int]) -> "CropFlip":
+        """The transform of ``batch`` samples that changes nothing: the whole view (int or (height, width)), no flip."""
+        height, width = _height_width(image_size)
+        zeros = torch.zeros(batch, dtype=torch.int64)
+        return cls(zeros, zeros.clone(), zeros + height, zeros + width, zeros.bool())
+
+    @classmethod
+    def from_torchvision(cls, params: Sequence, flip: bool | Sequence[bool]) -> "CropFlip":
+        """From the (i, j, h, w) of ``torchvision.transforms.RandomResizedCrop.get_params``.
+
+        ``params``: one such tuple (gives 0-d fields) or a sequence of B of them ([B] fields). ``flip``: one bool, or
+        one per sample; True where the crop was flipped horizontally AFTER it was taken.
+        Raises TypeError for numbers that are not integers or flips that are not bool, ValueError for wrong lengths.
+        """
+        box, flips = torch.as_tensor(params), torch.as_tensor(flip)
+        if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
+            raise ValueError(
+                f"params must be one (i, j, h, w) or a sequence of B of them, got shape {tuple(box.shape)}"
+            )
+        if box.dtype not in _INTEGERS:
+            raise TypeError(f"params must be integers, got {box.dtype}")
+        if flips.dtype != torch.bool:
+            raise TypeError(f"flip must be bool, got {flips.dtype}")
+        if flips.ndim > 0 and flips.shape != box.shape[:-1]:
+            raise ValueError(f"flip must be one bool or one per sample, got {len(flips)} for {len(box)} samples")
+        return cls(*(field.clone() for field in box.unbind(-1)), flips.expand(box.shape[:-1]).clone())
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "CropFlip":
+        """The same transform on ``device``; asynchronous from pinned memory with ``non_blocking``."""
+        return CropFlip(*(field.to(device, non_blocking=non_blocking) for field in self))
+
+    def matrix(self, image_size: int | Sequence[int]) -> Tensor:
+        """Affine matrices [B, 3, 3], float64, from pixel coordinates of the original view to the augmented view.
+
+        Pixel CENTRES are at integers: ``matrix @ (x, y, 1)`` with ``x_aug = (x - left + 0.5) * S_w / width - 0.5``,
+        mirrored to ``S_w - 1 - x_aug`` where flipped; y likewise, never mirrored. ([3, 3] for 0-d fields.)
+        A loss given this matrix is close to, but not, the loss given the CropFlip: a warp reads zero outside the view,
+        and next to the crop's border it reads pixels from outside the crop, where the crop clamps at its own border;
+        the outermost half pixel differs so.
+        """
+        height, width = _height_width(image_size)
+        scale_x, scale_y = width / self.width.double(), height / self.height.double()
+        shift_x = (0.5 - self.left.double()) * scale_x - 0.5
+        shift_y = (0.5 - self.top.double()) * scale_y - 0.5
+        zero, one = torch.zeros_like(scale_x), torch.ones_like(scale_x)
+        row_x = torch.stack((scale_x, zero, shift_x), -1)
+        mirrored = torch.stack((-scale_x, zero, width - 1 - shift_x), -1)
+        row_x = torch.where(self.flip.unsqueeze(-1), mirrored, row_x)
+        row_y = torch.stack((zero, scale_y, shift_y), -1)
+        return torch.stack((row_x, row_y, torch.stack((zero, zero, one), -1)), -2)
+
+    def check(self, image_size: int | Sequence[int]) -> None:
+        """Raise TypeError or ValueError unless this is a [B] batch of crops inside a view of ``image_size``.
+
+        Reads the values, so it synchronises when the tensors are on a GPU; :func:`check_structure` does not.
+        """
+        check_structure(self)
+        check_values(self, image_size)
+
+
+class RandomCropFlip:
+    """Makes the second view of CGC: a random crop of a view, resized back to its size, flipped or not, and its record.
+
+    Args:
+        size: S or (height, width) of the view; the view must have exactly this size, because its heatmap is resampled
+            at S x S and the crop is recorded in those pixels.
+        scale: range of the crop's area as a share of the view's, 0 < low <= high <= 1; drawn uniformly.
+        ratio: range of the crop's width / height, 0 < low <= high; drawn log-uniformly. As in torchvision's
+            RandomResizedCrop, after ten draws that do not fit the largest centred crop within ``ratio`` is taken.
+        p: probability of the horizontal flip, in [0, 1].
+
+    Calling it with a view, a PIL image or a tensor [..., C, H, W] (floating point or uint8), returns ``(aug, crop)``:
+    ``aug`` of the view's type, dtype and shape, ``crop`` a :class:`CropFlip` of 0-d tensors (int64, bool, on the CPU).
+    The only source of randomness is torch's global generator, so the seeds of DataLoader workers rule it.
+    Raises ValueError for parameters out of range or a view of another size, TypeError for anything not a view.
+
+    Example::
+
+        >>> make_view = RandomCropFlip(224)
+        >>> aug, crop = make_view(torch.rand(3, 224, 224))
+        >>> aug.shape
+        torch.Size([3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        p: float = 0.5,
+    ):
+        self.size = _height_width(size, "size")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be (low, high) with 0 < low <= high <= 1, got {scale}")
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < math.inf:
+            raise ValueError(f"ratio must be (low, high) with 0 < low <= high, got {ratio}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be in [0, 1], got {p}")
+        self.scale, self.ratio, self.p = tuple(scale), tuple(ratio), p
+
+    def __call__(self, view: Any) -> tuple[Any, CropFlip]:
+        tensor = isinstance(view, Tensor)
+        _check_view(view, self.size)
+        box = self._draw_box()
+        flip = torch.rand(()) < self.p
+        aug = (_crop_tensor if tensor else _crop_image)(view, box, bool(flip))
+        return aug, CropFlip(*map(torch.tensor, box), flip)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, p={self.p})"
+
+    def _draw_box(self) -> tuple[int, int, int, int]:
+        """(top, left, height, width): the first of ten draws that fits into the view, else the largest centred crop."""
+        view_height, view_width = self.size
+        low, high = self.ratio
+        area = torch.empty(_TRIES, dtype=torch.float64).uniform_(*self.scale) * (view_height * view_width)
+        ratio = torch.empty(_TRIES, dtype=torch.float64).uniform_(math.log(low), math.log(high)).exp()
+        heights, widths = (area / ratio).sqrt().round().tolist(), (area * ratio).sqrt().round().tolist()
+        for height, width in zip(map(int, heights), map(int, widths), strict=True):
+            if 1 <= height <= view_height and 1 <= width <= view_width:
+                top = torch.randint(view_height - height + 1, ()).item()
+                left = torch.randint(view_width - width + 1, ()).item()
+                return top, left, height, width
+        closest = min(max(view_width / view_height, low), high)
+        height = min(view_height, max(1, round(view_width / closest)))
+        width = min(view_width, max(1, round(view_height * closest)))
+        return (view_height - height) // 2, (view_width - width) // 2, height, width
+
+
+def _crop_tensor(view: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
+    """Crop [..., C, H, W] to ``box``, resize it back to [..., C, H, W], mirror it."""
+    top, left, height, width = box
+    crop = view[..., top : top + height, left : left + width]
+    planes = crop.reshape(1, -1, height, width)
+    if view.dtype == torch.uint8:
+        planes = planes.float()
+    # A crop is never larger than its view, so antialiasing would change nothing.
+    aug = F.interpolate(planes, size=view.shape[-2:], mode="bilinear", align_corners=False)
+    if view.dtype == torch.uint8:
+        aug = aug.round().to(torch.uint8)
+    aug = aug.reshape(view.shape)
+    return aug.flip(-1) if flip else aug
+
+
+def _crop_image(view: Any, box: tuple[int, int, int, int], flip: bool) -> Any:
+    """The same for a PIL image."""
+    from PIL import Image
+
+    top, left, height, width = box
+    # Not resize(box=...): that filter reads across the crop's border, and ours clamps there.
+    aug = view.crop((left, top, left + width, top + height)).resize(view.size, Image.Resampling.BILINEAR)
+    return aug.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else aug
+
+
+def _check_view(view: Any, size: tuple[int, int]) -> None:
+    if isinstance(view, Tensor):
+        if view.ndim < 3:
+            raise ValueError(f"view must have shape [..., C, H, W], got {list(view.shape)}")
+        if not view.is_floating_point() and view.dtype != torch.uint8:
+            raise TypeError(f"view must be floating point or uint8, got {view.dtype}")
+        got = tuple(view.shape[-2:])
+    elif hasattr(view, "crop") and hasattr(view, "transpose"):
+        got = (view.size[1], view.size[0])
+    else:
+        raise TypeError(f"view must be a PIL image or a tensor [..., C, H, W], got {type(view).__name__}")
+    if got != size:
+        raise ValueError(
+            f"view must be {size[0]} x {size[1]} (height x width), the size at which its heatmap is cropped, "
+            f"got {got[0]} x {got[1]}; bring the image to that size first"
+        )
+
+
+def check_structure(crop: CropFlip) -> None:
+    """The part of :meth:`CropFlip.check` that reads no value: tensors, dtypes, equal shapes [B], one device."""
+    for name, field in zip(crop._fields, crop, strict=True):
+        if not isinstance(field, Tensor):
+            raise TypeError(f"CropFlip.{name} must be a tensor, got {type(field).__name__}")
+        if name == "flip" and field.dtype != torch.bool:
+            raise TypeError(f"CropFlip.flip must be a bool tensor, got {field.dtype}")
+        if name != "flip" and field.dtype not in _INTEGERS:
+            raise TypeError(f"CropFlip.{name} must be an integer tensor, got {field.dtype}")
+        if field.ndim != 1:
+            raise ValueError(f"CropFlip.{name} must have shape [B], got {list(field.shape)}")
+        if field.shape != crop.top.shape:
+            raise ValueError(
+                f"CropFlip.{name} must have shape {list(crop.top.shape)} like top, got {list(field.shape)}"
+            )
+        if field.device != crop.top.device:
+            raise ValueError(f"CropFlip.{name} must be on {crop.top.device} like top, got {field.device}")
+
+
+def check_values(crop: CropFlip, image_size: int | Sequence[int]) -> None:
+    """The part of :meth:`CropFlip.check` that reads values (a device sync): crops non-empty and inside the view."""
+    view_height, view_width = _height_width(image_size)
+    # int64: the sum of two uint8 may wrap around and look valid.
+    top, left, height, width = (field.long() for field in crop[:4])
+    _check_all("height", height, height >= 1, "at least 1")
+    _check_all("width", width, width >= 1, "at least 1")
+    _check_all("top", top, top >= 0, "at least 0")
+    _check_all("left", left, left >= 0, "at least 0")
+    bottom, right = top + height, left + width
+    _check_all("top + height", bottom, bottom <= view_height, f"at most the view's height {view_height}")
+    _check_all("left + width", right, right <= view_width, f"at most the view's width {view_width}")
+
+
+def _check_all(name: str, values: Tensor, valid: Tensor, rule: str) -> None:
+    """Raise ValueError naming the first value that breaks ``rule``."""
+    if not valid.all():
+        index = int(valid.int().argmin())
+        raise ValueError(f"CropFlip.{name} must be {rule}, got {int(values[index])} at index {index}")
+
+
+def _height_width(size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, Integral) else size
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_integer, pair)):
+        raise TypeError(f"{name} must be an int or (height, width), got {size!r}")
+    if min(pair) < 1:
+        raise ValueError(f"{name} must be at least 1 pixel each way, got {size!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

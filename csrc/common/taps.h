@@ -1,0 +1,72 @@
+// Where every pixel takes its value from: bilinear upsampling, crop-resize-flip and warps (docs/mathematics.md).
+#pragma once
+
+#include <cmath>
+
+#include "platform.h"
+
+namespace cgc::CGC_ISA {
+
+// (1 - share) * value[low] + share * value[high], share in [0, 1].
+struct Tap {
+  index_t low, high;
+  double share;
+};
+
+// Taps of `count` values at a position in [0, count - 1].
+CGC_HD inline Tap tap_at(double position, index_t count) {
+  const index_t low = index_t(position);
+  return {low, minimum(low + 1, count - 1), position - double(low)};
+}
+
+// Row `pixel` of U: `cells` values upsampled to `size` (align_corners = false).
+CGC_HD inline Tap upsample_tap(index_t pixel, index_t size, index_t cells) {
+  const double position = (double(pixel) + 0.5) * (double(cells) / double(size)) - 0.5;
+  return tap_at(clamp(position, 0.0, double(cells - 1)), cells);
+}
+
+// Row `pixel` of R: [start, start + length) of `size` pixels resized to `size`, clamped at the crop's own border. A crop
+// outside the view still reads inside it.
+CGC_HD inline Tap crop_tap(index_t pixel, index_t size, index_t start, index_t length, bool flip) {
+  const index_t source = flip ? size - 1 - pixel : pixel;
+  const double position = (double(source) + 0.5) * (double(length) / double(size)) - 0.5;
+  Tap tap = tap_at(clamp(position, 0.0, double(maximum(length, index_t(1)) - 1)), maximum(length, index_t(1)));
+  tap.low = clamp(tap.low + start, index_t(0), size - 1);
+  tap.high = clamp(tap.high + start, index_t(0), size - 1);
+  return tap;
+}
+
+// A weighted sum of at most four coarse cells along one axis.
+struct Stencil {
+  index_t cell[4];
+  double share[4];
+};
+
+// A blend of two fine pixels, each itself a blend of two coarse cells.
+CGC_HD inline Stencil blend(const Tap& low, double low_share, const Tap& high, double high_share) {
+  return {{low.low, low.high, high.low, high.high},
+          {low_share * (1 - low.share), low_share * low.share, high_share * (1 - high.share), high_share * high.share}};
+}
+
+// Source position of an augmented pixel under an inverse homography [3, 3]; false where nothing is seen.
+CGC_HD inline bool warp_source(const double* inverse, index_t x, index_t y, double& source_x, double& source_y) {
+  const double px = double(x), py = double(y);
+  const double depth = inverse[6] * px + inverse[7] * py + inverse[8];
+  source_x = (inverse[0] * px + inverse[1] * py + inverse[2]) / depth;
+  source_y = (inverse[3] * px + inverse[4] * py + inverse[5]) / depth;
+  return depth > 0;
+}
+
+// Stencil of a source position on the fine axis, zero outside; false if no fine pixel is touched (NaN included).
+CGC_HD inline bool warp_stencil(double position, index_t size, const Tap* upsample, Stencil& stencil) {
+  if (!(position > -1.0 && position < double(size))) return false;
+  const double floor = std::floor(position);
+  const double share = position - floor;
+  const index_t low = index_t(floor);
+  const bool has_low = low >= 0, has_high = low + 1 < size;
+  stencil = blend(upsample[has_low ? low : 0], has_low ? 1 - share : 0.0, upsample[has_high ? low + 1 : size - 1],
+                  has_high ? share : 0.0);
+  return true;
+}
+
+}  // namespace cgc::CGC_ISA

@@ -1,0 +1,73 @@
+// The three stages fused: one pass over features and gradients each way, one parallel loop over samples and one over rows.
+#pragma once
+
+#include "cam.h"
+#include "contrast.h"
+#include "resample.h"
+
+namespace cgc::CGC_ISA {
+
+inline double mean_of(index_t count, const double* values, double (*term)(double)) {
+  double total = 0;
+  for (index_t i = 0; i < count; ++i) total += term(values[i]);
+  return total / double(count);
+}
+
+template <class A, class G, class Acc>
+double cgc(const Cgc& call, ParallelFor parallel_for) {
+  const Resample& resample = call.resample;
+  const Grid grid(resample);
+  run(parallel_for, resample.batch, 1, [&](index_t begin, index_t end) {
+    CamSample<A, G, Acc> original(call.views[0]), augmented(call.views[1]);
+    ResampleSample<Acc> unit(resample, grid);
+    for (index_t i = begin; i < end; ++i) {
+      original(i);
+      augmented(i);
+      unit(i);
+    }
+  });
+  double loss = 0;
+  if (resample.objective == Objective::mse) {
+    // A cosine may exceed 1 by its rounding; a mean square may not be negative.
+    loss = mean_of(resample.batch, resample.positives, [](double p) { return p > 1 ? 0 : 2 * (1 - p); }) /
+           double(resample.size_h * resample.size_w);
+  } else {
+    loss = contrast<Acc>(call.contrast, parallel_for);
+  }
+  if (call.consistency > 0) {
+    loss += call.consistency * mean_of(resample.batch, resample.positives, [](double p) { return 1 - p; });
+  }
+  return loss;
+}
+
+// Gradient of the positives of the mse objective.
+inline void mse_backward(const Resample& call, double grad_loss, double* grad_positives) {
+  const double share = -2 * grad_loss / (double(call.batch) * double(call.size_h * call.size_w));
+  for (index_t i = 0; i < call.batch; ++i) grad_positives[i] = call.positives[i] > 1 ? 0 : share;
+}
+
+template <class A, class G, class Acc>
+void cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
+  const Resample& resample = call.resample.forward;
+  const Grid grid(resample);
+  double* grad_positives = call.contrast.grad_positives;
+  if (resample.objective == Objective::mse) {
+    mse_backward(resample, call.contrast.grad_loss, grad_positives);
+  } else {
+    contrast_backward<Acc>(call.contrast, parallel_for);
+  }
+  const double share = call.consistency * call.contrast.grad_loss / double(resample.batch);
+  for (index_t i = 0; i < resample.batch; ++i) grad_positives[i] -= share;
+  run(parallel_for, resample.batch, 1, [&](index_t begin, index_t end) {
+    ResampleBackwardSample<Acc> unit(call.resample, grid);
+    CamBackwardSample<A, G, Acc> original(call.views[0]), augmented(call.views[1]);
+    Buffer<Acc> grads(2 * grid.count());
+    for (index_t i = begin; i < end; ++i) {
+      unit(i, grads.get(), grads + grid.count());
+      original(i, grads.get());
+      augmented(i, grads + grid.count());
+    }
+  });
+}
+
+}  // namespace cgc::CGC_ISA

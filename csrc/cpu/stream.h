@@ -1,0 +1,57 @@
+// Non-temporal stores for gradients too large for the caches: a plain store would first read the line it overwrites.
+#pragma once
+
+#include <cstring>
+
+#include "../common/platform.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace cgc::CGC_ISA {
+
+// Outputs smaller than this stay in the caches, where the optimiser's next read finds them.
+constexpr index_t stream_threshold_bytes = index_t(4) << 20;
+
+#if defined(__AVX512F__)
+using Line = __m512i;
+inline void stream_line(char* to, const char* from) {
+  _mm512_stream_si512(reinterpret_cast<Line*>(to), _mm512_loadu_si512(from));
+}
+#elif defined(__AVX__)
+using Line = __m256i;
+inline void stream_line(char* to, const char* from) {
+  _mm256_stream_si256(reinterpret_cast<Line*>(to), _mm256_loadu_si256(reinterpret_cast<const Line*>(from)));
+}
+#elif defined(__SSE2__)
+using Line = __m128i;
+inline void stream_line(char* to, const char* from) {
+  _mm_stream_si128(reinterpret_cast<Line*>(to), _mm_loadu_si128(reinterpret_cast<const Line*>(from)));
+}
+#endif
+
+// Copies past the caches where the processor can, plainly elsewhere.
+inline void stream_copy(void* destination, const void* source, index_t bytes) {
+  char* to = static_cast<char*>(destination);
+  const char* from = static_cast<const char*>(source);
+#if defined(__SSE2__)
+  const index_t misaligned = index_t(reinterpret_cast<std::uintptr_t>(to) % sizeof(Line));
+  const index_t head = minimum(bytes, misaligned == 0 ? index_t(0) : index_t(sizeof(Line)) - misaligned);
+  std::memcpy(to, from, std::size_t(head));
+  index_t done = head;
+  for (; done + index_t(sizeof(Line)) <= bytes; done += sizeof(Line)) stream_line(to + done, from + done);
+  std::memcpy(to + done, from + done, std::size_t(bytes - done));
+#else
+  std::memcpy(to, from, std::size_t(bytes));
+#endif
+}
+
+// Orders streamed stores before whatever tells another thread that they are done.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace cgc::CGC_ISA
