@@ -54,7 +54,8 @@ class GradCAM(nn.Module):
       hooks on other modules, or a changed ``forward``, are not: build a new GradCAM then.
     - ``torch.autograd.grad`` otherwise, [B, C, H, W], with ``create_graph`` where grad mode is enabled. Training on it
       takes a double backward, which fused attention kernels lack (use
-      ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``) and ``torch.compile`` refuses.
+      ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``); under ``torch.compile`` this path runs eagerly, outside
+      the graph.
 
     Under ``torch.no_grad()`` and ``torch.inference_mode()`` all results are detached. Frozen parameters are fine. A
     target layer that the model itself runs without gradients (in ``no_grad`` or a reentrant checkpoint) gives detached
@@ -203,8 +204,8 @@ class GradCAM(nn.Module):
         return ""
 
     def _use_closed_form(self) -> bool:
-        if not self._tail or torch.compiler.is_compiling():
-            return bool(self._tail)
+        if not self._tail:
+            return False
         obstacle = self._obstacle()
         if obstacle and self._requested is True:
             raise RuntimeError(f"closed_form must not be True for this model: {obstacle}")
@@ -214,15 +215,7 @@ class GradCAM(nn.Module):
         """Logits and CAM of one view, and the target used."""
         if self._use_closed_form():
             return self._by_closed_form(view, target)
-        attach = torch.is_grad_enabled()
-        # Outside inference mode and without gradients up to the target layer, where the capture enables them.
-        with torch.inference_mode(False), torch.set_grad_enabled(attach):
-            view = view.clone() if view.is_inference() else view
-            output, target = self._by_autograd(view, target, attach)
-        if attach:
-            return output, target
-        cam = CAM(*(tensor.detach() for tensor in output.cam))
-        return GradCAMOutput(output.logits.detach(), cam), target
+        return self._by_autograd(view, target)
 
     def _by_closed_form(self, view: Tensor, target: Tensor | None) -> tuple[GradCAMOutput, Tensor]:
         logits, features = self._run(view, differentiate=False)
@@ -232,18 +225,22 @@ class GradCAM(nn.Module):
         gradients = head.weight[target] / (features.shape[2] * features.shape[3])
         return GradCAMOutput(logits, CAM(features, gradients)), target
 
-    def _by_autograd(self, view: Tensor, target: Tensor | None, attach: bool) -> tuple[GradCAMOutput, Tensor]:
-        # The capture switches grad mode on in the middle of the model: put it back however the model ends.
-        with torch.set_grad_enabled(attach):
+    @torch.compiler.disable(reason="autograd.grad of a part of the model needs eager mode; see GradCAM.gradient_path")
+    def _by_autograd(self, view: Tensor, target: Tensor | None) -> tuple[GradCAMOutput, Tensor]:
+        attach = torch.is_grad_enabled()
+        # The capture switches grad mode on in the middle of the model, the context puts it back however that ends.
+        with torch.inference_mode(False), torch.set_grad_enabled(attach):
+            view, target = _normal(view), _normal(target)
             logits, features = self._run(view, differentiate=True)
             target = _target(target, logits)
             gradients = _gradients(logits, features, target, attach, self.target_layer)
         # Such a leaf is the capture's own stand-in for an output that needed no gradient.
-        features = features.detach() if features.is_leaf and not view.requires_grad else features
+        if not attach or (features.is_leaf and not view.requires_grad):
+            features = features.detach()
         if self.reshape is not None:
             features, gradients = self.reshape(features), self.reshape(gradients)
         _check_features(features, view, self.target_layer)
-        return GradCAMOutput(logits, CAM(features, gradients)), target
+        return GradCAMOutput(logits if attach else logits.detach(), CAM(features, gradients)), target
 
     def _run(self, view: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
         """The model's logits and the target layer's output for one view."""
@@ -338,6 +335,11 @@ class _TokensToMap(NamedTuple):
 
 
 # ---- The gradient of the logits by autograd.
+
+
+def _normal(tensor: Tensor | None) -> Tensor | None:
+    """Not an inference tensor, which autograd could not save."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 def _gradients(logits: Tensor, features: Tensor, target: Tensor, attach: bool, name: str) -> Tensor:
@@ -498,9 +500,7 @@ def _module_kind(module: nn.Module) -> str | None:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    )
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
@@ -624,7 +624,9 @@ def _check_features(features: Tensor, view: Tensor, name: str) -> None:
             "give reshape=, tokens_to_map(height, width) for a ViT"
         )
     if features.shape[0] != view.shape[0]:
-        raise ValueError(f"the output of target layer {name!r} must have batch {view.shape[0]}, got {features.shape[0]}")
+        raise ValueError(
+            f"the output of target layer {name!r} must have batch {view.shape[0]}, got {features.shape[0]}"
+        )
 
 
 def _has_version(tensor: Tensor) -> bool:

@@ -1,7 +1,10 @@
 """The three stages fused, and their chain for heatmaps from anywhere."""
 
+import functools
+
 import torch
 
+from .. import chain
 from ..options import OBJECTIVES, Options
 from ..transforms import CropFlip
 from .cam import fake_cam, in_place, pools, spread, wanted
@@ -10,21 +13,7 @@ from .library import define
 from .resample import fake_rows, pack, resample
 
 
-def heatmap_loss(
-    heatmaps: torch.Tensor, aug_heatmaps: torch.Tensor, transform: CropFlip | torch.Tensor, options: Options
-) -> torch.Tensor:
-    """The objective on heatmaps [B, H, W], plus consistency * mean(1 - positives)."""
-    rows, keys, positives = resample(
-        heatmaps, aug_heatmaps, transform, options.image_size, options.eps, options.objective
-    )
-    if options.objective == "mse":
-        height, width = options.image_size
-        loss = 2 * (1 - positives).clamp_min(0).mean() / (height * width)
-    else:
-        loss = contrast(rows, keys, positives, options.temperature)
-    if options.consistency > 0:
-        loss = loss + options.consistency * (1 - positives).mean()
-    return loss.to(heatmaps.dtype)
+heatmap_loss = functools.partial(chain.heatmap_loss, resample, contrast)
 
 
 def cgc(

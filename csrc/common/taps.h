@@ -25,27 +25,43 @@ CGC_HD inline Tap upsample_tap(index_t pixel, index_t size, index_t cells) {
   return tap_at(clamp(position, 0.0, double(cells - 1)), cells);
 }
 
-// Row `pixel` of R: [start, start + length) of `size` pixels resized to `size`, clamped at the crop's own border. A crop
-// outside the view still reads inside it.
-CGC_HD inline Tap crop_tap(index_t pixel, index_t size, index_t start, index_t length, bool flip) {
+// Row `pixel` of R: [start, start + length) of `size` pixels resized to `size`, clamped at the crop's own border. A
+// crop outside the view still reads inside it. `ratio` is length / size.
+CGC_HD inline Tap crop_tap(index_t pixel, index_t size, index_t start, index_t length, bool flip, double ratio) {
   const index_t source = flip ? size - 1 - pixel : pixel;
-  const double position = (double(source) + 0.5) * (double(length) / double(size)) - 0.5;
-  Tap tap = tap_at(clamp(position, 0.0, double(maximum(length, index_t(1)) - 1)), maximum(length, index_t(1)));
+  const index_t count = maximum(length, index_t(1));
+  Tap tap = tap_at(clamp((double(source) + 0.5) * ratio - 0.5, 0.0, double(count - 1)), count);
   tap.low = clamp(tap.low + start, index_t(0), size - 1);
   tap.high = clamp(tap.high + start, index_t(0), size - 1);
   return tap;
 }
 
-// A weighted sum of at most four coarse cells along one axis.
+// A weighted sum of `count` <= 4 coarse cells along one axis.
 struct Stencil {
+  int count;
   index_t cell[4];
   double share[4];
 };
 
-// A blend of two fine pixels, each itself a blend of two coarse cells.
+// A blend of two fine pixels, each itself a blend of two coarse cells. Neighbouring pixels mostly share their cells:
+// those are merged, since each one costs a read-modify-write where stencils are accumulated.
 CGC_HD inline Stencil blend(const Tap& low, double low_share, const Tap& high, double high_share) {
-  return {{low.low, low.high, high.low, high.high},
-          {low_share * (1 - low.share), low_share * low.share, high_share * (1 - high.share), high_share * high.share}};
+  Stencil stencil{2, {low.low, low.high, high.low, high.high}, {low_share * (1 - low.share), low_share * low.share}};
+  const double first = high_share * (1 - high.share), second = high_share * high.share;
+  if (high.low == low.low) {
+    stencil.share[0] += first;
+    stencil.share[1] += second;
+  } else if (high.low == low.high) {
+    stencil.count = 3;
+    stencil.share[1] += first;
+    stencil.cell[2] = high.high;
+    stencil.share[2] = second;
+  } else {
+    stencil.count = 4;
+    stencil.share[2] = first;
+    stencil.share[3] = second;
+  }
+  return stencil;
 }
 
 // Source position of an augmented pixel under an inverse homography [3, 3]; false where nothing is seen.

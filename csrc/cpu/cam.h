@@ -111,9 +111,15 @@ class CamSample {
     for (index_t p = 0; p < positions; ++p) {
       const A* a = features + p * channels;
       switch (call_.weighting) {
-        case Weighting::pooled: heatmap[p] = dot(a, gradients); break;
-        case Weighting::mean: heatmap[p] = dot(a, weights); break;
-        case Weighting::elementwise: heatmap[p] = dot(a, gradients + p * channels); break;
+        case Weighting::pooled:
+          heatmap[p] = dot(a, gradients);
+          break;
+        case Weighting::mean:
+          heatmap[p] = dot(a, weights);
+          break;
+        case Weighting::elementwise:
+          heatmap[p] = dot(a, gradients + p * channels);
+          break;
       }
     }
   }

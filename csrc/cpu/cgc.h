@@ -1,4 +1,5 @@
-// The three stages fused: one pass over features and gradients each way, one parallel loop over samples and one over rows.
+// The three stages fused: one pass over features and gradients each way, one parallel loop over samples and one over
+// rows.
 #pragma once
 
 #include "cam.h"
@@ -11,6 +12,13 @@ inline double mean_of(index_t count, const double* values, double (*term)(double
   double total = 0;
   for (index_t i = 0; i < count; ++i) total += term(values[i]);
   return total / double(count);
+}
+
+// ||a - o||^2 of unit maps. A cosine may exceed 1 by its rounding, a square is never negative; it is 0 only where a
+// warp sees nothing, whose map is zero.
+inline double square(double positive) {
+  if (positive == 0) return 1;
+  return positive > 1 ? 0 : 2 * (1 - positive);
 }
 
 template <class A, class G, class Acc>
@@ -28,9 +36,7 @@ double cgc(const Cgc& call, ParallelFor parallel_for) {
   });
   double loss = 0;
   if (resample.objective == Objective::mse) {
-    // A cosine may exceed 1 by its rounding; a mean square may not be negative.
-    loss = mean_of(resample.batch, resample.positives, [](double p) { return p > 1 ? 0 : 2 * (1 - p); }) /
-           double(resample.size_h * resample.size_w);
+    loss = mean_of(resample.batch, resample.positives, square) / double(resample.size_h * resample.size_w);
   } else {
     loss = contrast<Acc>(call.contrast, parallel_for);
   }

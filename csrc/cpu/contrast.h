@@ -1,5 +1,5 @@
-// Stage contrast: rows, keys, positives -> loss. Similarities live in a strip of keys at a time; the backward recomputes
-// them from the row losses. Logits are taken relative to the positive, whose own logit is then 0.
+// Stage contrast: rows, keys, positives -> loss. Similarities live in a strip of keys at a time; the backward
+// recomputes them from the row losses. Logits are taken relative to the positive, whose own logit is then 0.
 #pragma once
 
 #include <cmath>

@@ -11,8 +11,8 @@ namespace cgc::CGC_ISA {
 // Runs body(begin, end) over disjoint parts of [0, count) that cover it.
 template <class F>
 void run(ParallelFor parallel_for, index_t count, index_t grain, F&& body) {
-  parallel_for(count, grain, [](std::int64_t begin, std::int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); },
-               &body);
+  parallel_for(
+      count, grain, [](std::int64_t begin, std::int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &body);
 }
 
 // Uninitialised memory, aligned to a cache line.

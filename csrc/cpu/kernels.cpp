@@ -14,10 +14,14 @@ template <class F>
 auto with_types(const Cam& call, F&& visit) {
   const bool wide = call.gradients_type == Type::float32;
   switch (call.features_type) {
-    case Type::float64: return visit(double{}, double{}, double{});
-    case Type::bfloat16: return wide ? visit(bfloat16{}, float{}, float{}) : visit(bfloat16{}, bfloat16{}, float{});
-    case Type::float16: return wide ? visit(float16{}, float{}, float{}) : visit(float16{}, float16{}, float{});
-    default: return visit(float{}, float{}, float{});
+    case Type::float64:
+      return visit(double{}, double{}, double{});
+    case Type::bfloat16:
+      return wide ? visit(bfloat16{}, float{}, float{}) : visit(bfloat16{}, bfloat16{}, float{});
+    case Type::float16:
+      return wide ? visit(float16{}, float{}, float{}) : visit(float16{}, float16{}, float{});
+    default:
+      return visit(float{}, float{}, float{});
   }
 }
 
@@ -68,7 +72,7 @@ void run_cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
 
 const Kernels& kernels() {
   // Constant-initialised: no guard variable, no weak symbol.
-  static const Kernels table{CGC_NAME(CGC_ISA), &run_cam,      &run_cam_backward,      &run_resample,
+  static const Kernels table{CGC_NAME(CGC_ISA),      &run_cam,      &run_cam_backward,      &run_resample,
                              &run_resample_backward, &run_contrast, &run_contrast_backward, &run_cgc,
                              &run_cgc_backward};
   return table;

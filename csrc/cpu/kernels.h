@@ -1,4 +1,5 @@
-// The CPU kernels as their caller sees them: plain structures and one table of functions per instruction set. Torch-free.
+// The CPU kernels as their caller sees them: plain structures and one table of functions per instruction set.
+// Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +38,9 @@ struct Resample {
   std::int64_t batch, height, width, size_h, size_w;
   double eps;
   Objective objective;
-  bool float64;              // type of heatmaps, rows and keys; float32 otherwise
-  const void* heatmaps;      // [B, P]
-  const void* aug_heatmaps;  // [B, P]
+  bool float64;               // type of heatmaps, rows and keys; float32 otherwise
+  const void* heatmaps;       // [B, P]
+  const void* aug_heatmaps;   // [B, P]
   const std::int64_t* crops;  // [B, 5] (top, left, height, width, flip), or null
   const double* inverses;     // [B, 3, 3], or null
   void* rows;                 // [B, P], unused for Objective::mse

@@ -12,6 +12,10 @@
 
 #include "kernels.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace cgc {
 namespace {
 
@@ -27,12 +31,12 @@ bool has_avx2() {
 
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
-// The widest set the processor has; CGC_CPU_ISA=baseline|avx2 asks for less, so that tests run every path on one machine.
+// The widest set the processor has; CGC_CPU_ISA=baseline|avx2 asks for less, so that tests run every path on one
+// machine.
 const Kernels& choose() {
 #if CGC_X86_DISPATCH
   const char* wish = std::getenv("CGC_CPU_ISA");
@@ -58,11 +62,16 @@ std::string instruction_set() { return chosen().name; }
 
 Type type_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Type::float32;
-    case ScalarType::Double: return Type::float64;
-    case ScalarType::BFloat16: return Type::bfloat16;
-    case ScalarType::Half: return Type::float16;
-    default: STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return Type::float32;
+    case ScalarType::Double:
+      return Type::float64;
+    case ScalarType::BFloat16:
+      return Type::bfloat16;
+    case ScalarType::Half:
+      return Type::float16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
   }
   return Type::float32;
 }
@@ -94,9 +103,22 @@ Tensor make(std::initializer_list<Index> shape, ScalarType type) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
 }
 
+// Asks for huge pages: first touching fresh memory a page at a time costs more than computing what is written there.
+void advise_huge_pages(void* data, Index bytes) {
+#if defined(__linux__)
+  constexpr std::uintptr_t huge = std::uintptr_t(2) << 20;
+  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(data) + huge - 1) / huge * huge;
+  const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(data) + std::uintptr_t(bytes)) / huge * huge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // An uninitialised gradient for `tensor`; empty where none is asked for.
 Tensor wanted(const Tensor& tensor, bool needed) {
-  return needed ? torch::stable::empty_like(tensor) : make({0}, tensor.scalar_type());
+  if (!needed) return make({0}, tensor.scalar_type());
+  Tensor gradient = torch::stable::empty_like(tensor);
+  advise_huge_pages(gradient.mutable_data_ptr(), gradient.numel() * Index(gradient.element_size()));
+  return gradient;
 }
 
 void* writable(const Tensor& tensor) { return tensor.numel() == 0 ? nullptr : tensor.mutable_data_ptr(); }
@@ -208,8 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> resample(const Tensor& heatmaps, cons
   const Index batch = heatmaps.size(0), height = heatmaps.size(1), width = heatmaps.size(2);
   check(heatmaps, "heatmaps", {batch, height, width});
   check(aug_heatmaps, "aug_heatmaps", {batch, height, width}, type);
-  Resample call =
-      describe(batch, height, width, type == ScalarType::Double, transform, size_h, size_w, eps, objective);
+  Resample call = describe(batch, height, width, type == ScalarType::Double, transform, size_h, size_w, eps, objective);
   const Index length = call.objective == Objective::mse ? 0 : height * width;
   Tensor rows = make({batch, length}, type), keys = make({batch, length}, type);
   Tensor positives = make({batch}, ScalarType::Double), state = make({batch, 3, height, width}, ScalarType::Double);
@@ -230,8 +251,7 @@ std::tuple<Tensor, Tensor> resample_backward(const Tensor& grad_rows, const Tens
   const Index batch = heatmaps.size(0), height = heatmaps.size(1), width = heatmaps.size(2);
   const ScalarType type = heatmaps.scalar_type();
   ResampleBackward call{};
-  call.forward =
-      describe(batch, height, width, type == ScalarType::Double, transform, size_h, size_w, eps, objective);
+  call.forward = describe(batch, height, width, type == ScalarType::Double, transform, size_h, size_w, eps, objective);
   const Index length = call.forward.objective == Objective::mse ? 0 : height * width;
   check(heatmaps, "heatmaps", {batch, height, width});
   check(aug_heatmaps, "aug_heatmaps", {batch, height, width}, type);
@@ -262,8 +282,14 @@ Contrast describe(const Tensor& rows, const Tensor& keys, const Tensor& positive
   check(keys, "keys", {batch, length}, type);
   check(positives, "positives", {batch}, ScalarType::Double);
   check(row_losses, "row_losses", {batch}, ScalarType::Double);
-  return {batch, length, temperature, type == ScalarType::Double, rows.const_data_ptr(), keys.const_data_ptr(),
-          doubles(positives), doubles(row_losses)};
+  return {batch,
+          length,
+          temperature,
+          type == ScalarType::Double,
+          rows.const_data_ptr(),
+          keys.const_data_ptr(),
+          doubles(positives),
+          doubles(row_losses)};
 }
 
 std::tuple<Tensor, Tensor> contrast(const Tensor& rows, const Tensor& keys, const Tensor& positives,

@@ -1,5 +1,5 @@
-// Stage resample: heatmaps and a transform -> unit rows and positives, as H x W algebra (docs/mathematics.md, section 2).
-// Everything here is H * W-sized and done in double: 1 - positive cancels, and rows are rounded once, when stored.
+// Stage resample: heatmaps and a transform -> unit rows and positives, as H x W algebra (docs/mathematics.md, section
+// 2). Everything here is H * W-sized and done in double: 1 - positive cancels, and rows are rounded once, when stored.
 #pragma once
 
 #include "../common/gradients.h"
@@ -29,17 +29,18 @@ class Axis {
   // P = U^T R U and Q = (R U)^T (R U) of one crop, [cells, cells].
   void crop(index_t start, index_t length, bool flip, double* p, double* q) const {
     for (index_t i = 0; i < cells * cells; ++i) p[i] = q[i] = 0;
+    const double ratio = double(length) / double(size);
     for (index_t pixel = 0; pixel < size; ++pixel) {
-      const Tap source = crop_tap(pixel, size, start, length, flip);
+      const Tap source = crop_tap(pixel, size, start, length, flip, ratio);
       const Stencil stencil = blend(taps[source.low], 1 - source.share, taps[source.high], source.share);
       const Tap tap = taps[pixel];
       double* p_low = p + tap.low * cells;
       double* p_high = p + tap.high * cells;
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < stencil.count; ++i) {
         p_low[stencil.cell[i]] += (1 - tap.share) * stencil.share[i];
         p_high[stencil.cell[i]] += tap.share * stencil.share[i];
         double* row = q + stencil.cell[i] * cells;
-        for (int j = 0; j < 4; ++j) row[stencil.cell[j]] += stencil.share[i] * stencil.share[j];
+        for (int j = 0; j < stencil.count; ++j) row[stencil.cell[j]] += stencil.share[i] * stencil.share[j];
       }
     }
   }
@@ -63,27 +64,31 @@ inline double dot(const double* a, const double* b, index_t count) {
   return sum;
 }
 
-// out = left m right^T; left [H, H], right [W, W], m and out [H, W]; `transposed` uses left^T m right.
-inline void sandwich(const Grid& grid, const double* left, const double* m, const double* right, bool transposed,
-                     double* out, double* work) {
-  const index_t height = grid.y.cells, width = grid.x.cells;
-  for (index_t i = 0; i < height; ++i) {
-    double* row = work + i * width;
-    for (index_t j = 0; j < width; ++j) row[j] = 0;
-    for (index_t k = 0; k < height; ++k) {
-      const double share = transposed ? left[k * height + i] : left[i * height + k];
+// out = a b; a [rows, inner], b [inner, columns]. Row updates rather than dot products: with 7 x 7 maps the latter
+// would wait for every addition.
+inline void multiply(const double* a, const double* b, index_t rows, index_t inner, index_t columns, double* out) {
+  for (index_t i = 0; i < rows; ++i) {
+    double* row = out + i * columns;
+    for (index_t j = 0; j < columns; ++j) row[j] = 0;
+    for (index_t k = 0; k < inner; ++k) {
+      const double share = a[i * inner + k];
 #pragma omp simd
-      for (index_t j = 0; j < width; ++j) row[j] += share * m[k * width + j];
+      for (index_t j = 0; j < columns; ++j) row[j] += share * b[k * columns + j];
     }
   }
-  for (index_t i = 0; i < height; ++i) {
-    for (index_t j = 0; j < width; ++j) {
-      double sum = 0;
-      for (index_t k = 0; k < width; ++k) {
-        sum += work[i * width + k] * (transposed ? right[k * width + j] : right[j * width + k]);
-      }
-      out[i * width + j] = sum;
-    }
+}
+
+// out = left m right; left [H, H], right [W, W], m and out [H, W].
+inline void sandwich(const Grid& grid, const double* left, const double* m, const double* right, double* out,
+                     double* work) {
+  const index_t height = grid.y.cells, width = grid.x.cells;
+  multiply(left, m, height, height, width, work);
+  multiply(work, right, height, width, width, out);
+}
+
+inline void transpose(const double* m, index_t count, double* out) {
+  for (index_t i = 0; i < count; ++i) {
+    for (index_t j = 0; j < count; ++j) out[j * count + i] = m[i * count + j];
   }
 }
 
@@ -94,8 +99,10 @@ class Operator {
       : call_(call),
         grid_(grid),
         p_y_(grid.y.cells * grid.y.cells),
+        p_y_transposed_(grid.y.cells * grid.y.cells),
         q_y_(grid.y.cells * grid.y.cells),
         p_x_(grid.x.cells * grid.x.cells),
+        p_x_transposed_(grid.x.cells * grid.x.cells),
         q_x_(grid.x.cells * grid.x.cells),
         work_(grid.count()) {}
 
@@ -105,13 +112,15 @@ class Operator {
     const std::int64_t* crop = call_.crops + sample * 5;
     grid_.y.crop(crop[0], crop[2], false, p_y_, q_y_);
     grid_.x.crop(crop[1], crop[3], crop[4] != 0, p_x_, q_x_);
+    transpose(p_y_, grid_.y.cells, p_y_transposed_);
+    transpose(p_x_, grid_.x.cells, p_x_transposed_);
   }
 
   // image = U^T T(U m U^T) U and gram = (T U)^T (T U) m.
   void apply(const double* m, double* image, double* gram) {
     if (call_.crops != nullptr) {
-      sandwich(grid_, p_y_, m, p_x_, false, image, work_);
-      sandwich(grid_, q_y_, m, q_x_, false, gram, work_);
+      sandwich(grid_, p_y_, m, p_x_transposed_, image, work_);
+      sandwich(grid_, q_y_, m, q_x_, gram, work_);
       return;
     }
     for (index_t i = 0; i < grid_.count(); ++i) image[i] = gram[i] = 0;
@@ -125,7 +134,7 @@ class Operator {
   // out = (T U)^T U m U^T, the adjoint of `image` above.
   void adjoint(const double* m, double* out) {
     if (call_.crops != nullptr) {
-      sandwich(grid_, p_y_, m, p_x_, true, out, work_);
+      sandwich(grid_, p_y_transposed_, m, p_x_, out, work_);
       return;
     }
     for (index_t i = 0; i < grid_.count(); ++i) out[i] = 0;
@@ -158,19 +167,19 @@ class Operator {
 
   double gather(const double* m, const Stencil& y, const Stencil& x) const {
     double sum = 0;
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < y.count; ++i) {
       const double* row = m + y.cell[i] * grid_.x.cells;
       double along = 0;
-      for (int j = 0; j < 4; ++j) along += x.share[j] * row[x.cell[j]];
+      for (int j = 0; j < x.count; ++j) along += x.share[j] * row[x.cell[j]];
       sum += y.share[i] * along;
     }
     return sum;
   }
 
   void scatter(double* out, const Stencil& y, const Stencil& x, double value) const {
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < y.count; ++i) {
       double* row = out + y.cell[i] * grid_.x.cells;
-      for (int j = 0; j < 4; ++j) row[x.cell[j]] += value * y.share[i] * x.share[j];
+      for (int j = 0; j < x.count; ++j) row[x.cell[j]] += value * y.share[i] * x.share[j];
     }
   }
 
@@ -186,7 +195,7 @@ class Operator {
   const Resample& call_;
   const Grid& grid_;
   index_t sample_ = 0;
-  Buffer<double> p_y_, q_y_, p_x_, q_x_, work_;
+  Buffer<double> p_y_, p_y_transposed_, q_y_, p_x_, p_x_transposed_, q_x_, work_;
 };
 
 // m = M / (s + eps) + eps; returns s, the sum of the upsampled map.
@@ -218,8 +227,13 @@ template <class T>
 class ResampleSample {
  public:
   ResampleSample(const Resample& call, const Grid& grid)
-      : call_(call), grid_(grid), operator_(call, grid), original_(grid.count()), augmented_(grid.count()),
-        image_(grid.count()), work_(grid.count()) {}
+      : call_(call),
+        grid_(grid),
+        operator_(call, grid),
+        original_(grid.count()),
+        augmented_(grid.count()),
+        image_(grid.count()),
+        work_(grid.count()) {}
 
   void operator()(index_t sample) {
     const index_t n = grid_.count();
@@ -231,7 +245,7 @@ class ResampleSample {
     operator_.prepare(sample);
     operator_.apply(original_, seen, seen_gram);
     operator_.adjoint(augmented_, augmented_seen);
-    sandwich(grid_, grid_.y.gram, augmented_, grid_.x.gram, false, image_, work_);
+    sandwich(grid_, grid_.y.gram, augmented_, grid_.x.gram, image_, work_);
     const double aug_scale = inverse_root(dot(augmented_, image_, n));
     const double seen_scale = inverse_root(dot(original_, seen_gram, n));
     call_.positives[sample] = dot(augmented_, seen, n) * aug_scale * seen_scale;
@@ -256,9 +270,17 @@ template <class T>
 class ResampleBackwardSample {
  public:
   ResampleBackwardSample(const ResampleBackward& call, const Grid& grid)
-      : call_(call), forward_(call.forward), grid_(grid), operator_(call.forward, grid), original_(grid.count()),
-        augmented_(grid.count()), image_(grid.count()), grad_rows_(grid.count()), grad_keys_(grid.count()),
-        mapped_(grid.count()), work_(grid.count()) {}
+      : call_(call),
+        forward_(call.forward),
+        grid_(grid),
+        operator_(call.forward, grid),
+        original_(grid.count()),
+        augmented_(grid.count()),
+        image_(grid.count()),
+        grad_rows_(grid.count()),
+        grad_keys_(grid.count()),
+        mapped_(grid.count()),
+        work_(grid.count()) {}
 
   // Writes the gradients of both heatmaps of one sample, [P] each.
   void operator()(index_t sample, T* grad_heatmap, T* grad_aug_heatmap) {
@@ -291,7 +313,7 @@ class ResampleBackwardSample {
     const double* seen = forward_.state + sample * 3 * n;
     const double* seen_gram = seen + n;
     const double* augmented_seen = seen_gram + n;
-    sandwich(grid_, grid_.y.gram, augmented_, grid_.x.gram, false, image_, work_);
+    sandwich(grid_, grid_.y.gram, augmented_, grid_.x.gram, image_, work_);
     const double aug_scale = inverse_root(dot(augmented_, image_, n));
     const double seen_scale = inverse_root(dot(original_, seen_gram, n));
     const double grad = call_.grad_positives[sample];
@@ -301,7 +323,7 @@ class ResampleBackwardSample {
     for (index_t p = 0; p < n; ++p) mapped_[p] = 0;
     if (forward_.objective == Objective::released) {
       aug_radial += aug_scale * (dot(grad_rows_, augmented_, n) + dot(grad_keys_, image_, n));
-      sandwich(grid_, grid_.y.gram, grad_keys_, grid_.x.gram, false, mapped_, work_);
+      sandwich(grid_, grid_.y.gram, grad_keys_, grid_.x.gram, mapped_, work_);
       for (index_t p = 0; p < n; ++p) grad_rows_[p] += mapped_[p], mapped_[p] = 0;
     } else if (forward_.objective == Objective::paper) {
       aug_direction = grad_keys_;
@@ -311,8 +333,8 @@ class ResampleBackwardSample {
       operator_.adjoint(grad_rows_, mapped_);
     }
     for (index_t p = 0; p < n; ++p) {
-      original_[p] = seen_scale * (mapped_[p] + grad * aug_scale * augmented_seen[p] -
-                                   seen_radial * seen_scale * seen_gram[p]);
+      original_[p] =
+          seen_scale * (mapped_[p] + grad * aug_scale * augmented_seen[p] - seen_radial * seen_scale * seen_gram[p]);
       augmented_[p] = aug_scale * (aug_direction[p] + grad * seen_scale * seen[p] - aug_radial * aug_scale * image_[p]);
     }
   }

@@ -1,0 +1,37 @@
+"""The chain resample -> contrast -> loss of the backends that work on coarse rows."""
+
+import torch
+
+from .options import Options
+from .transforms import CropFlip
+
+
+def heatmap_loss(
+    resample,
+    contrast,
+    heatmaps: torch.Tensor,
+    aug_heatmaps: torch.Tensor,
+    transform: CropFlip | torch.Tensor,
+    options: Options,
+) -> torch.Tensor:
+    """The objective on heatmaps [B, H, W], plus consistency * mean(1 - positives), by a backend's two stages."""
+    rows, keys, positives = resample(
+        heatmaps, aug_heatmaps, transform, options.image_size, options.eps, options.objective
+    )
+    if options.objective == "mse":
+        loss = _mean_square(positives, options.image_size)
+    else:
+        loss = contrast(rows, keys, positives, options.temperature)
+    if options.consistency > 0:
+        loss = loss + options.consistency * (1 - positives).mean()
+    return loss.to(heatmaps.dtype)
+
+
+def _mean_square(positives, image_size):
+    """Mean square of the difference of unit maps: 2 - 2 cos over S_h * S_w pixels.
+
+    A cosine may exceed 1 by its rounding, a mean square is never negative. The cosine is 0 only where a warp sees
+    nothing: its map is zero, not a unit vector, and the square is that of the other map, 1.
+    """
+    squares = torch.where(positives == 0, 1.0, 2 * (1 - positives).clamp_min(0))
+    return squares.mean() / (image_size[0] * image_size[1])
