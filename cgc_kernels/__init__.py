@@ -1,4 +1,4 @@
-"""Contrastive Grad-CAM consistency (CGC): a training loss that makes a classifier's explanations consistent, nearly free.
+"""Contrastive Grad-CAM consistency (CGC): a training loss for consistent explanations, nearly free.
 
 The three lines for a training script are in the README; ``python -m cgc_kernels`` tells what this installation has.
 """

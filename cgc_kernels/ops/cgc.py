@@ -12,7 +12,6 @@ from .contrast import contrast
 from .library import define
 from .resample import fake_rows, pack, resample
 
-
 heatmap_loss = functools.partial(chain.heatmap_loss, resample, contrast)
 
 

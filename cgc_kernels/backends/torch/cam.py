@@ -1,4 +1,4 @@
-"""Stage cam: features, gradients -> heatmaps, in chunks of samples so that no product as large as the features is kept."""
+"""Stage cam: features, gradients -> heatmaps, a few samples at a time: no product as large as the features is kept."""
 
 import torch
 

@@ -11,7 +11,6 @@ from .cam import cam
 from .contrast import contrast
 from .resample import resample
 
-
 heatmap_loss = functools.partial(chain.heatmap_loss, resample, contrast)
 
 

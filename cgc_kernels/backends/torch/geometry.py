@@ -40,7 +40,7 @@ def _products(upsample, start, length, flip):
 
 
 def _crop_rows(upsample, start, length, flip):
-    """R U, [b, size, cells]: each row blends the two rows of U that the crop's clamped source position falls between."""
+    """R U, [b, size, cells]: each row blends the two rows of U around the crop's clamped source position."""
     size = len(upsample)
     length = length[:, None].to(upsample.dtype)
     pixels = torch.arange(size, device=upsample.device)
