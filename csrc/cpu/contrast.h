@@ -1,101 +1,266 @@
-// Stage contrast: rows, keys, positives -> loss. Similarities live in a strip of keys at a time; the backward
-// recomputes them from the row losses. Logits are taken relative to the positive, whose own logit is then 0.
+// Stage contrast: rows, keys, positives -> loss, in tiles of 4 x 64 similarities that stay in registers and the first
+// cache; [B, B] is never stored. Logits are taken relative to the positive, whose own logit is then 0; the backward
+// recomputes the tiles from the row losses.
 #pragma once
 
 #include <cmath>
+#include <cstring>
+#include <limits>
 
+#include "../common/exponential.h"
 #include "executor.h"
 
 namespace cgc::CGC_ISA {
 
-constexpr index_t strip = 256;
+constexpr index_t tile_rows = 4;
+constexpr index_t strip = 64;
+
+// The widest vector of this instruction set; wider ones would be taken apart through memory.
+#if defined(__AVX512F__)
+constexpr index_t vector_bytes = 64;
+#elif defined(__AVX__)
+constexpr index_t vector_bytes = 32;
+#else
+constexpr index_t vector_bytes = 16;
+#endif
 
 template <class T>
-class ContrastRow {
+struct Vector {
+  typedef T type __attribute__((vector_size(vector_bytes), may_alias));
+  static constexpr index_t lanes = vector_bytes / index_t(sizeof(T));
+};
+
+inline index_t round_up(index_t count, index_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// [B, N] padded with zeros to whole strips and whole vectors, and the same transposed within each strip of 64.
+template <class T>
+class Packed {
  public:
-  explicit ContrastRow(const Contrast& call)
-      : call_(call), rows_(static_cast<const T*>(call.rows)), keys_(static_cast<const T*>(call.keys)) {}
-
-  const T* row(index_t i) const { return rows_ + i * call_.length; }
-  const T* key(index_t j) const { return keys_ + j * call_.length; }
-
-  T logit(index_t i, index_t j) const {
-    const T* a = row(i);
-    const T* b = key(j);
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (index_t k = 0; k < call_.length; ++k) sum += a[k] * b[k];
-    return T((double(sum) - call_.positives[i]) / call_.temperature);
-  }
-
-  // log(1 + sum over j != i of exp(logit_ij)), with a running maximum.
-  double loss(index_t i) const {
-    T logits[strip];
-    T largest = 0;
-    double sum = 1;
-    for (index_t start = 0; start < call_.batch; start += strip) {
-      const index_t count = minimum(strip, call_.batch - start);
-      T highest = largest;
-      for (index_t j = 0; j < count; ++j) {
-        logits[j] = logit(i, start + j);
-        if (start + j != i) highest = maximum(highest, logits[j]);
-      }
-      sum *= std::exp(double(largest) - double(highest));
-      largest = highest;
-      for (index_t j = 0; j < count; ++j) {
-        if (start + j != i) sum += std::exp(logits[j] - largest);
-      }
+  Packed(const void* values, index_t batch, index_t length)
+      : length_(length),
+        stride_(padded(length)),
+        rows_(round_up(batch, strip) * stride_),
+        strips_(round_up(batch, strip) * length) {
+    const T* from = static_cast<const T*>(values);
+    for (index_t i = 0; i < round_up(batch, strip); ++i) {
+      T* row = rows_ + i * stride_;
+      for (index_t k = 0; k < stride_; ++k) row[k] = i < batch && k < length ? from[i * length + k] : T(0);
+      T* column = strips_ + i / strip * strip * length + i % strip;
+      for (index_t k = 0; k < length; ++k) column[k * strip] = row[k];
     }
-    return double(largest) + std::log(sum);
   }
 
-  // Probability that row i gives to key j, i != j.
-  T probability(index_t i, index_t j) const { return std::exp(T(logit(i, j) - T(call_.row_losses[i]))); }
+  // Whole vectors; never a large power of two, as of 32 x 32 maps, which would map all rows to the same cache sets.
+  static index_t padded(index_t length) {
+    const index_t stride = round_up(length, Vector<T>::lanes);
+    return stride % 128 == 0 ? stride + Vector<T>::lanes : stride;
+  }
+
+  index_t length() const { return length_; }
+  index_t stride() const { return stride_; }
+  const T* row(index_t i) const { return rows_ + i * stride_; }
+  // [N, 64], of rows start .. start + 63.
+  const T* transposed(index_t start) const { return strips_ + start * length_; }
 
  private:
-  const Contrast& call_;
-  const T* rows_;
-  const T* keys_;
+  index_t length_, stride_;
+  Buffer<T> rows_, strips_;
+};
+
+// tile[r][j] = <a_(first + r), b_(start + j)>.
+template <class T>
+void similarities(const Packed<T>& a, index_t first, const Packed<T>& b, index_t start, T (*tile)[strip]) {
+  using V = typename Vector<T>::type;
+  constexpr index_t lanes = Vector<T>::lanes;
+  const T* rows = a.row(first);
+  for (index_t j = 0; j < strip; j += 2 * lanes) {
+    const T* columns = b.transposed(start) + j;
+    V sums[tile_rows][2] = {};
+    for (index_t k = 0; k < a.length(); ++k, columns += strip) {
+      const V left = *reinterpret_cast<const V*>(columns);
+      const V right = *reinterpret_cast<const V*>(columns + lanes);
+      for (index_t r = 0; r < tile_rows; ++r) {
+        sums[r][0] += rows[r * a.stride() + k] * left;
+        sums[r][1] += rows[r * a.stride() + k] * right;
+      }
+    }
+    for (index_t r = 0; r < tile_rows; ++r) std::memcpy(tile[r] + j, sums[r], sizeof(sums[r]));
+  }
+}
+
+// grads[r] += sum_j weights[r][j] b_(start + j); grads: [4, stride].
+template <class T>
+void accumulate(const T (*weights)[strip], const Packed<T>& b, index_t start, T* grads) {
+  using V = typename Vector<T>::type;
+  for (index_t j = 0; j < strip; j += 4) {
+    const T* rows = b.row(start + j);
+    for (index_t k = 0; k < b.stride(); k += Vector<T>::lanes, rows += Vector<T>::lanes) {
+      V values[4];
+      for (index_t i = 0; i < 4; ++i) values[i] = *reinterpret_cast<const V*>(rows + i * b.stride());
+      for (index_t r = 0; r < tile_rows; ++r) {
+        const T* w = weights[r] + j;
+        V& sum = *reinterpret_cast<V*>(grads + r * b.stride() + k);
+        sum += (w[0] * values[0] + w[1] * values[1]) + (w[2] * values[2] + w[3] * values[3]);
+      }
+    }
+  }
+}
+
+constexpr index_t most_block_rows = 32;
+
+// Rows that share one pass over all strips: more of them save memory traffic, fewer keep all threads busy.
+inline index_t block_rows(index_t batch) {
+  return tile_rows * clamp(batch / 256, index_t(1), most_block_rows / tile_rows);
+}
+
+// Runs body(first, last) for every block of rows.
+template <class F>
+void run_blocks(ParallelFor parallel_for, index_t batch, F&& body) {
+  const index_t rows = block_rows(batch), grain = maximum(index_t(1), index_t(4096) / (batch * rows));
+  run(parallel_for, round_up(batch, rows) / rows, grain, [&](index_t begin, index_t end) {
+    for (index_t block = begin; block < end; ++block) body(block * rows, minimum(batch, (block + 1) * rows));
+  });
+}
+
+// log(1 + sum over j != i of exp(logit_ij)) of one row, strip after strip, with a running maximum.
+template <class T>
+class RowLoss {
+ public:
+  // Takes similarities and destroys them; own: index of the row itself, outside [0, count) if it is not in the strip.
+  void add(T* values, index_t count, index_t own, T positive, T inverse_temperature) {
+#pragma omp simd
+    for (index_t j = 0; j < count; ++j) values[j] = (values[j] - positive) * inverse_temperature;
+    if (own >= 0 && own < count) values[own] = -std::numeric_limits<T>::infinity();
+    T highest = largest_;
+    for (index_t j = 0; j < count; ++j) highest = maximum(highest, values[j]);
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index_t j = 0; j < count; ++j) sum += exp_nonpositive(values[j] - highest);
+    others_ = others_ * std::exp(double(largest_) - double(highest)) + double(sum);
+    largest_ = highest;
+  }
+
+  double value() const { return double(largest_) + std::log1p(others_ + std::expm1(-double(largest_))); }
+
+ private:
+  T largest_ = 0;
+  double others_ = 0;
 };
 
 template <class T>
 double contrast(const Contrast& call, ParallelFor parallel_for) {
-  const ContrastRow<T> rows(call);
-  run(parallel_for, call.batch, maximum(index_t(1), index_t(1024) / call.batch), [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) call.row_losses[i] = rows.loss(i);
+  const index_t batch = call.batch;
+  const Packed<T> rows(call.rows, batch, call.length), keys(call.keys, batch, call.length);
+  run_blocks(parallel_for, batch, [&](index_t first, index_t last) {
+    alignas(64) T tile[tile_rows][strip];
+    RowLoss<T> losses[most_block_rows];
+    for (index_t start = 0; start < batch; start += strip) {
+      for (index_t i = first; i < last; ++i) {
+        const index_t r = (i - first) % tile_rows;
+        if (r == 0) similarities(rows, i, keys, start, tile);
+        losses[i - first].add(tile[r], minimum(strip, batch - start), i - start, T(call.positives[i]),
+                              T(1 / call.temperature));
+      }
+    }
+    for (index_t i = first; i < last; ++i) call.row_losses[i] = losses[i - first].value();
   });
   double total = 0;
-  for (index_t i = 0; i < call.batch; ++i) total += call.row_losses[i];
-  return total / double(call.batch);
+  for (index_t i = 0; i < batch; ++i) total += call.row_losses[i];
+  return total / double(batch);
 }
 
+// The backward: weights g_ij = probability_ij / (tau B), their sums with the keys and with the rows.
 template <class T>
-void add_scaled(T scale, const T* values, T* sums, index_t count) {
+class ContrastGradient {
+ public:
+  explicit ContrastGradient(const ContrastBackward& call)
+      : call_(call),
+        batch_(call.forward.batch),
+        rows_(call.forward.rows, batch_, call.forward.length),
+        keys_(call.forward.keys, batch_, call.forward.length),
+        positives_(round_up(batch_, strip)),
+        losses_(round_up(batch_, strip)),
+        scale_(call.grad_loss / (call.forward.temperature * double(batch_))) {
+    for (index_t i = 0; i < round_up(batch_, strip); ++i) {
+      positives_[i] = i < batch_ ? T(call.forward.positives[i]) : T(0);
+      losses_[i] = i < batch_ ? T(call.forward.row_losses[i]) : T(0);
+    }
+  }
+
+  // Gradients of rows first .. last - 1 and of their positives.
+  void rows(index_t first, index_t last) const {
+    double others[most_block_rows] = {};
+    each_tile(first, last, rows_, keys_, call_.grad_rows, [&](index_t i, index_t start, T* values) {
+      const T positive = positives_[i], loss = losses_[i], inverse = inverse_temperature();
 #pragma omp simd
-  for (index_t k = 0; k < count; ++k) sums[k] += scale * values[k];
-}
+      for (index_t j = 0; j < strip; ++j) values[j] = exp_nonpositive((values[j] - positive) * inverse - loss);
+      others[i - first] += weigh(values, i, start);
+    });
+    for (index_t i = first; i < last; ++i) call_.grad_positives[i] = -others[i - first];
+  }
+
+  // Gradients of keys first .. last - 1.
+  void keys(index_t first, index_t last) const {
+    each_tile(first, last, keys_, rows_, call_.grad_keys, [&](index_t j, index_t start, T* values) {
+      const T* positives = positives_ + start;
+      const T* losses = losses_ + start;
+      const T inverse = inverse_temperature();
+#pragma omp simd
+      for (index_t i = 0; i < strip; ++i) values[i] = exp_nonpositive((values[i] - positives[i]) * inverse - losses[i]);
+      weigh(values, j, start);
+    });
+  }
+
+ private:
+  // grad_i = sum_j weight_ij b_j for the rows i of a block, where weigh(i, first j, values) turns 64 similarities
+  // <a_i, b_j> into weights.
+  template <class F>
+  void each_tile(index_t first, index_t last, const Packed<T>& a, const Packed<T>& b, void* to, F&& weigh) const {
+    alignas(64) T tile[tile_rows][strip];
+    const index_t count = round_up(last - first, tile_rows), stride = a.stride();
+    Buffer<T> grads(count * stride);
+    for (index_t k = 0; k < count * stride; ++k) grads[k] = 0;
+    for (index_t start = 0; start < batch_; start += strip) {
+      for (index_t i = first; i < first + count; i += tile_rows) {
+        similarities(a, i, b, start, tile);
+        for (index_t r = 0; r < tile_rows; ++r) weigh(i + r, start, tile[r]);
+        accumulate<T>(tile, b, start, grads + (i - first) * stride);
+      }
+    }
+    for (index_t i = first; i < last; ++i) {
+      std::memcpy(static_cast<T*>(to) + i * a.length(), grads + (i - first) * stride, sizeof(T) * a.length());
+    }
+  }
+
+  T inverse_temperature() const { return T(1 / call_.forward.temperature); }
+
+  // Probabilities to weights, none for the pair with itself and for padding; returns their sum.
+  double weigh(T* probabilities, index_t own, index_t start) const {
+    const index_t count = minimum(strip, batch_ - start);
+    for (index_t j = count; j < strip; ++j) probabilities[j] = 0;
+    if (own >= start && own < start + strip) probabilities[own - start] = 0;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index_t j = 0; j < strip; ++j) {
+      probabilities[j] *= T(scale_);
+      sum += probabilities[j];
+    }
+    return double(sum);
+  }
+
+  const ContrastBackward& call_;
+  index_t batch_;
+  Packed<T> rows_, keys_;
+  Buffer<T> positives_, losses_;
+  double scale_;
+};
 
 template <class T>
 void contrast_backward(const ContrastBackward& call, ParallelFor parallel_for) {
-  const Contrast& forward = call.forward;
-  const ContrastRow<T> rows(forward);
-  const index_t batch = forward.batch, length = forward.length;
-  const double scale = call.grad_loss / (forward.temperature * double(batch));
-  run(parallel_for, batch, maximum(index_t(1), index_t(1024) / batch), [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) {
-      T* grad_row = static_cast<T*>(call.grad_rows) + i * length;
-      T* grad_key = static_cast<T*>(call.grad_keys) + i * length;
-      for (index_t k = 0; k < length; ++k) grad_row[k] = grad_key[k] = 0;
-      double others = 0;
-      for (index_t j = 0; j < batch; ++j) {
-        if (j == i) continue;
-        const double probability = double(rows.probability(i, j));
-        others += probability;
-        add_scaled(T(scale * probability), rows.key(j), grad_row, length);
-        add_scaled(T(scale * double(rows.probability(j, i))), rows.row(j), grad_key, length);
-      }
-      call.grad_positives[i] = -scale * others;
-    }
+  const ContrastGradient<T> gradient(call);
+  run_blocks(parallel_for, call.forward.batch, [&](index_t first, index_t last) {
+    gradient.rows(first, last);
+    gradient.keys(first, last);
   });
 }
 
