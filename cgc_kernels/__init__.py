@@ -5,7 +5,7 @@ The three lines for a training script are in the README; ``python -m cgc_kernels
 
 from ._version import __version__
 from .backends import info
-from .grad_cam import CAM, GradCAM
+from .grad_cam import CAM, GradCAM, GradCAMOutput, tokens_to_map
 from .loss import CGCLoss, cgc_loss, gradcam, heatmap_loss
 from .transforms import CropFlip, RandomCropFlip
 
@@ -14,10 +14,12 @@ __all__ = [
     "CGCLoss",
     "CropFlip",
     "GradCAM",
+    "GradCAMOutput",
     "RandomCropFlip",
     "__version__",
     "cgc_loss",
     "gradcam",
     "heatmap_loss",
     "info",
+    "tokens_to_map",
 ]

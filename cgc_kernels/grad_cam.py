@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+
+from .pooled_head import TailModule, find_tail, module_kind
+from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 
 __all__ = ["CAM", "GradCAM", "GradCAMOutput", "tokens_to_map"]
 
@@ -107,7 +109,10 @@ class GradCAM(nn.Module):
             raise RuntimeError(f"closed_form must not be True for this model: {self._reason}")
         self._capture = _Capture()
         self._attach()
-        self._register_state_dict_hook_pair()
+        self._open = True
+        self.register_state_dict_post_hook(drop_prefix)
+        self.register_load_state_dict_pre_hook(add_prefix)
+        self.register_load_state_dict_post_hook(drop_prefix_of_missing)
 
     @property
     def closed_form(self) -> bool:
@@ -167,39 +172,33 @@ class GradCAM(nn.Module):
         hooks = self.model.get_submodule(self.target_layer)._forward_hooks
         for key in [key for key, hook in hooks.items() if hook is self._capture]:
             del hooks[key]
-        self._attach(self._open)
+        self._attach()
+        if not self._open:
+            self.close()
 
     def extra_repr(self) -> str:
         return f"target_layer={self.target_layer!r}, gradient_path={self.gradient_path!r}"
 
-    def _attach(self, is_open: bool = True) -> None:
+    def _attach(self) -> None:
         handle = self.model.get_submodule(self.target_layer).register_forward_hook(self._capture)
         self._finalizer = weakref.finalize(self, handle.remove)
         self._finalizer.atexit = False
-        self._open = True
-        if not is_open:
-            self.close()
 
-    def _register_state_dict_hook_pair(self) -> None:
-        self.register_state_dict_post_hook(_drop_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
-        self.register_load_state_dict_post_hook(_drop_prefix_of_missing)
-
-    def _find_tail(self) -> "tuple[tuple[_TailModule, ...], str]":
+    def _find_tail(self) -> "tuple[tuple[TailModule, ...], str]":
         if self._requested is False:
             return (), "closed_form=False was asked for"
         if self.reshape is not None:
             return (), "reshape= is given"
-        return _find_tail(self.model, self.model.get_submodule(self.target_layer))
+        return find_tail(self.model, self.model.get_submodule(self.target_layer))
 
     def _obstacle(self) -> str:
         """Why the closed form found at construction does not hold now; empty where it does."""
         hooks = self.model.get_submodule(self.target_layer)._forward_hooks.values()
         foreign = [hook for hook in hooks if hook is self._capture or not isinstance(hook, _Capture)]
-        if self._open and foreign[-1] is not self._capture:
+        if self._open and foreign[-1:] != [self._capture]:
             return f"{self.target_layer} got another forward hook"
         for name, kind in self._tail:
-            if _module_kind(self.model.get_submodule(name)) != kind:
+            if module_kind(self.model.get_submodule(name)) != kind:
                 return f"{name} was changed or got a hook"
         return ""
 
@@ -353,190 +352,6 @@ def _gradients(logits: Tensor, features: Tensor, target: Tensor, attach: bool, n
     if gradients is None:
         raise RuntimeError(f"the logits must depend on the output of target layer {name!r}, got no gradient to it")
     return gradients
-
-
-# ---- Recognising a pooled linear head.
-
-
-class _TailModule(NamedTuple):
-    name: str
-    kind: str
-
-
-class _NotClosed(Exception):
-    """Why there is no closed form."""
-
-
-class _OneView(nn.Module):
-    """The model as GradCAM calls it: one argument, so that optional ones keep their defaults while traced."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, view: Tensor) -> Tensor:
-        return self.model(view)
-
-
-class _TargetIsLeaf(fx.Tracer):
-    # Without this, a forward that updates its buffers in place would do so while traced.
-    proxy_buffer_attributes = True
-
-    def __init__(self, target: nn.Module):
-        super().__init__()
-        self._target = target
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is self._target or super().is_leaf_module(m, module_qualified_name)
-
-
-# What the value is after each step: the map, the map pooled to 1x1, a vector, the logits.
-_STEPS = {
-    ("map", "identity"): "map",
-    ("map", "pool"): "pooled",
-    ("map", "mean"): "vector",
-    ("pooled", "identity"): "pooled",
-    ("pooled", "flatten"): "vector",
-    ("vector", "identity"): "vector",
-    ("vector", "flatten"): "vector",
-    ("vector", "linear"): "logits",
-    ("logits", "output"): "end",
-}
-
-
-def _find_tail(model: nn.Module, target: nn.Module) -> tuple[tuple[_TailModule, ...], str]:
-    """The modules between ``target`` and the logits if they form a pooled linear head, else (); and the reason."""
-    states = {module: vars(module).copy() for module in model.modules()}
-    try:
-        tails = []
-        for training in (True, False):
-            for module in states:
-                module.training = training
-            tails.append(_trace_tail(model, target))
-    except _NotClosed as reason:
-        return (), str(reason)
-    except Exception as error:
-        summary = str(error).strip().partition("\n")[0]
-        return (), f"the model cannot be traced symbolically ({type(error).__name__}: {summary})"
-    finally:
-        # Also takes back what a forward stores in its modules, which while tracing is no tensor.
-        for module, state in states.items():
-            vars(module).clear()
-            vars(module).update(state)
-    if tails[0] != tails[1]:
-        return (), "what follows the target layer differs between train and eval mode"
-    return tails[0]
-
-
-def _trace_tail(model: nn.Module, target: nn.Module) -> tuple[tuple[_TailModule, ...], str]:
-    """Follow the target's output to the model's; raises _NotClosed at the first step that is not of such a head."""
-    root = _OneView(model)
-    nodes = _TargetIsLeaf(target).trace(root).nodes
-    calls = [node for node in nodes if node.op == "call_module" and root.get_submodule(node.target) is target]
-    if len(calls) != 1:
-        raise _NotClosed(f"the target layer shows up {len(calls)} times in the traced model")
-    node, state = calls[0], "map"
-    tail, steps = [], []
-    while state != "end":
-        if len(node.users) != 1:
-            raise _NotClosed(f"the output of {_node_name(node)} is used {len(node.users)} times")
-        (node,) = node.users
-        kind = _node_kind(node, root)
-        if (state, kind) not in _STEPS:
-            raise _NotClosed(f"{_node_name(node)} is not a step of average pool, flatten, linear")
-        state = _STEPS[state, kind]
-        steps.append(_node_name(node))
-        if node.op == "call_module":
-            tail.append(_TailModule(node.target.removeprefix("model."), kind))
-    return tuple(tail), " -> ".join(steps[:-1])
-
-
-def _node_name(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return node.target.removeprefix("model.")
-    return "the output" if node.op == "output" else getattr(node.target, "__name__", str(node.target))
-
-
-def _node_kind(node: fx.Node, root: nn.Module) -> str | None:
-    if node.op == "output":
-        # A node, not a tuple or dict around one.
-        return "output" if isinstance(node.args[0], fx.Node) else None
-    if node.op == "call_module":
-        return _module_kind(root.get_submodule(node.target))
-    if node.target is F.adaptive_avg_pool2d:
-        given = _arguments(node, "input", "output_size")
-        return "pool" if _is_one(given.get("output_size")) else None
-    if node.target in (torch.flatten, "flatten"):
-        given = {"start_dim": 0, "end_dim": -1} | _arguments(node, "input", "start_dim", "end_dim")
-        return "flatten" if (given["start_dim"], given["end_dim"]) == (1, -1) else None
-    if node.target in (torch.mean, "mean"):
-        return _mean_kind(_arguments(node, "input", "dim", "keepdim"))
-    return None
-
-
-def _mean_kind(given: dict[str, Any]) -> str | None:
-    dims = given.get("dim")
-    if not isinstance(dims, tuple | list) or sorted(dims) not in ([2, 3], [-2, -1]):
-        return None
-    if not set(given) <= {"input", "dim", "keepdim"}:
-        return None
-    return {True: "pool", False: "mean"}.get(given.get("keepdim", False))
-
-
-def _module_kind(module: nn.Module) -> str | None:
-    """The kind of step an exact, unhooked standard module makes; None for anything else."""
-    if "forward" in vars(module) or _has_hooks(module):
-        return None
-    # Exact types: a subclass, and so a parametrised module, may compute something else.
-    if type(module) is nn.Linear:
-        return "linear"
-    if type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0 and not module.inplace):
-        return "identity"
-    if type(module) is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
-        return "pool"
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-        return "flatten"
-    return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
-def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
-    return dict(zip(names, node.args, strict=False)) | node.kwargs
-
-
-def _is_one(size: Any) -> bool:
-    return size == 1 or (isinstance(size, tuple | list) and tuple(size) == (1, 1))
-
-
-# ---- state_dict with the model's own keys.
-
-
-def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict) -> None:
-    """After ``state_dict``: prefix.model.key becomes prefix.key, in the metadata too."""
-    nested = prefix + "model."
-    # All out before any goes in: the model may have a child of the name "model".
-    moved = {key: state.pop(key) for key in list(state) if key.startswith(nested)}
-    state.update({prefix + key.removeprefix(nested): value for key, value in moved.items()})
-    metadata = getattr(state, "_metadata", {})
-    moved = {key: metadata.pop(key) for key in list(metadata) if (key + ".").startswith(nested)}
-    metadata.update({(prefix + (key + ".").removeprefix(nested))[:-1]: value for key, value in moved.items()})
-
-
-def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *reports: Any) -> None:
-    """Before ``load_state_dict``: prefix.key becomes prefix.model.key."""
-    module._load_prefix = prefix
-    moved = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
-    state.update({prefix + "model." + key.removeprefix(prefix): value for key, value in moved.items()})
-
-
-def _drop_prefix_of_missing(module: nn.Module, incompatible: Any) -> None:
-    """After ``load_state_dict``: missing and unexpected keys are reported as the model's own."""
-    nested = module._load_prefix + "model."
-    for keys in incompatible:
-        keys[:] = [module._load_prefix + key.removeprefix(nested) if key.startswith(nested) else key for key in keys]
 
 
 # ---- Checks.

@@ -1,0 +1,20 @@
+"""What holds for every test: no GPU test without a GPU, no deadline for hypothesis."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+# A shared machine is slow at times, which is no fault of the code; what fails in CI must fail again on every rerun.
+hypothesis.settings.register_profile("cgc", deadline=None, print_blob=True, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("cgc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device: run `make gpu` where there is one")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

@@ -1,0 +1,331 @@
+"""CropFlip: the record and its matrix. RandomCropFlip: what it does to a view and that it says so truthfully."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from cgc_kernels.transforms import CropFlip, RandomCropFlip, check_structure, check_values
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def crops(top=(1, 0), left=(2, 3), height=(4, 8), width=(6, 5), flip=(True, False), dtype=torch.int64):
+    integers = (torch.tensor(field, dtype=dtype) for field in (top, left, height, width))
+    return CropFlip(*integers, torch.tensor(flip))
+
+
+@st.composite
+def view_and_crop(draw):
+    size = draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    height, width = draw(st.integers(1, size[0])), draw(st.integers(1, size[1]))
+    top, left = draw(st.integers(0, size[0] - height)), draw(st.integers(0, size[1] - width))
+    return size, (top, left, height, width), draw(st.booleans())
+
+
+def expected_aug(view, crop):
+    """The augmented view from the record alone."""
+    top, left, height, width, flip = (int(field) for field in crop)
+    cut = view[..., top : top + height, left : left + width].double()
+    aug = F.interpolate(cut[None], size=view.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return aug.flip(-1) if flip else aug
+
+
+class TestMatrix:
+    @given(view_and_crop())
+    @settings(max_examples=200, deadline=None)
+    def test_maps_pixel_edges_and_centres_as_the_crop_does(self, case):
+        (view_height, view_width), (top, left, height, width), flip = case
+        matrix = CropFlip.from_torchvision([(top, left, height, width)], flip).matrix((view_height, view_width))[0]
+        assert matrix.dtype == torch.float64
+        corners = torch.tensor([[left - 0.5, top - 0.5, 1], [left + width - 0.5, top + height - 0.5, 1]]).double()
+        start, end = (corners @ matrix.T).unbind()
+        # The crop's outer edges land on the view's outer edges, left and right swapped by a flip.
+        edges = (-0.5, view_width - 0.5)
+        expected = torch.tensor([edges[flip], -0.5, 1.0]), torch.tensor([edges[not flip], view_height - 0.5, 1.0])
+        torch.testing.assert_close(start, expected[0].double(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(end, expected[1].double(), rtol=0, atol=1e-9)
+
+    @given(view_and_crop())
+    @settings(max_examples=100, deadline=None)
+    def test_brute_force_over_every_pixel(self, case):
+        """An image whose values are its own coordinates tells where each augmented pixel came from."""
+        size, box, flip = case
+        x, y = np.meshgrid(np.arange(size[1]), np.arange(size[0]))
+        crop = CropFlip.from_torchvision([box], flip)
+        matrix = crop.matrix(size)[0]
+        for column in range(size[1]):
+            for row in {0, size[0] // 2, size[0] - 1}:
+                back = torch.linalg.solve(matrix, torch.tensor([column, row, 1.0], dtype=torch.float64))
+                mirrored = size[1] - 1 - column if flip else column
+                source_x = box[1] + (mirrored + 0.5) * box[3] / size[1] - 0.5
+                source_y = box[0] + (row + 0.5) * box[2] / size[0] - 0.5
+                assert back[0].item() == pytest.approx(source_x, abs=1e-9)
+                assert back[1].item() == pytest.approx(source_y, abs=1e-9)
+                inside = 0 < source_x - box[1] < box[3] - 1 and 0 < source_y - box[0] < box[2] - 1
+                if inside:
+                    aug = expected_aug(torch.from_numpy(np.stack([x, y])).double(), [*box, flip])
+                    torch.testing.assert_close(aug[:, row, column], back[:2], rtol=0, atol=1e-9)
+
+    def test_identity_is_the_unit_matrix(self):
+        crop = CropFlip.identity(3, (5, 7))
+        assert torch.equal(crop.matrix((5, 7)), torch.eye(3).double().expand(3, 3, 3))
+        crop.check((5, 7))
+
+    def test_single_sample_and_batch_agree(self):
+        batch = crops()
+        single = CropFlip(*(field[1] for field in batch))
+        assert torch.equal(single.matrix((9, 11)), batch.matrix((9, 11))[1])
+
+
+class TestCropFlip:
+    def test_valid_crops_pass_the_check(self):
+        crops(dtype=torch.uint8).check((8, 8))
+        crops(dtype=torch.int32).check((8, 9))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"top": (-1, 0)}, r"top must be at least 0, got -1 at index 0"),
+            ({"left": (0, -2)}, r"left must be at least 0, got -2 at index 1"),
+            ({"height": (4, 0)}, r"height must be at least 1, got 0 at index 1"),
+            ({"width": (0, 0)}, r"width must be at least 1, got 0 at index 0"),
+            ({"top": (1, 1)}, r"top \+ height must be at most the view's height 8, got 9 at index 1"),
+            ({"left": (3, 3)}, r"left \+ width must be at most the view's width 8, got 9 at index 0"),
+        ],
+    )
+    def test_values_outside_the_view_are_named(self, change, message):
+        crop = crops(**change)
+        check_structure(crop)
+        with pytest.raises(ValueError, match=message):
+            crop.check(8)
+        with pytest.raises(ValueError, match=message):
+            check_values(crop, 8)
+
+    def test_sum_of_small_integers_does_not_wrap_around(self):
+        crop = CropFlip(*(torch.tensor([value], dtype=torch.uint8) for value in (200, 0, 100, 1)), torch.tensor([True]))
+        with pytest.raises(ValueError, match="got 300 at index 0"):
+            crop.check(256)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "error", "message"),
+        [
+            ("top", [0, 0], TypeError, "top must be a tensor, got list"),
+            ("left", torch.zeros(2), TypeError, "left must be an integer tensor, got torch.float32"),
+            ("height", torch.ones(2, dtype=torch.bool), TypeError, "height must be an integer tensor"),
+            ("flip", torch.zeros(2, dtype=torch.int64), TypeError, "flip must be a bool tensor, got torch.int64"),
+            ("width", torch.ones(3, dtype=torch.int64), ValueError, r"width must have shape \[2\] like top, got \[3\]"),
+            ("top", torch.tensor(0), ValueError, r"top must have shape \[B\], got \[\]"),
+            ("left", torch.ones(2, dtype=torch.int64, device="meta"), ValueError, "left must be on cpu like top"),
+        ],
+    )
+    def test_structure_is_checked(self, field, value, error, message):
+        crop = crops()._replace(**{field: value})
+        for check in (lambda: check_structure(crop), lambda: crop.check(8)):
+            with pytest.raises(error, match=message):
+                check()
+
+    @pytest.mark.parametrize(
+        ("size", "error"), [(7.5, TypeError), ((8, 8, 8), TypeError), (True, TypeError), (0, ValueError)]
+    )
+    def test_image_size_is_checked(self, size, error):
+        for call in (crops().check, crops().matrix, lambda size: CropFlip.identity(2, size)):
+            with pytest.raises(error, match="image_size must be"):
+                call(size)
+
+    def test_to_moves_every_field(self):
+        moved = crops().to("meta", non_blocking=True)
+        assert isinstance(moved, CropFlip)
+        assert {field.device.type for field in moved} == {"meta"}
+
+    def test_from_torchvision_single(self):
+        crop = CropFlip.from_torchvision((1, 2, 3, 4), True)
+        assert [field.shape for field in crop] == [torch.Size([])] * 5
+        assert [int(field) for field in crop] == [1, 2, 3, 4, 1]
+
+    def test_from_torchvision_batch(self):
+        crop = CropFlip.from_torchvision([(1, 2, 3, 4), (5, 6, 7, 8)], [False, True])
+        assert torch.equal(torch.stack(crop[:4], 1), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
+        assert crop.flip.tolist() == [False, True]
+        crop = CropFlip.from_torchvision([(1, 2, 3, 4), (5, 6, 7, 8)], True)
+        assert crop.flip.tolist() == [True, True]
+        crop.flip[0] = False
+        assert crop.flip.tolist() == [False, True]
+
+    @pytest.mark.parametrize(
+        ("params", "flip", "error", "message"),
+        [
+            ((1, 2, 3), True, ValueError, r"params must be one \(i, j, h, w\)"),
+            ([], True, ValueError, "params must be one"),
+            ((1, 2, 3.0, 4), True, TypeError, "params must be integers"),
+            ((1, 2, 3, 4), 1, TypeError, "flip must be bool"),
+            ([(1, 2, 3, 4)] * 2, [True] * 3, ValueError, "one bool or one per sample, got 3 for 2"),
+        ],
+    )
+    def test_from_torchvision_refuses(self, params, flip, error, message):
+        with pytest.raises(error, match=message):
+            CropFlip.from_torchvision(params, flip)
+
+
+class TestRandomCropFlip:
+    @pytest.mark.parametrize("size", [16, (12, 20)])
+    @pytest.mark.parametrize("lead", [(3,), (2, 3)])
+    def test_record_reproduces_the_augmented_view(self, size, lead):
+        torch.manual_seed(0)
+        make = RandomCropFlip(size, scale=(0.05, 1.0))
+        view = torch.rand(*lead, *make.size, dtype=torch.float64)
+        flips = set()
+        for _ in range(30):
+            aug, crop = make(view)
+            CropFlip(*(field[None] for field in crop)).check(size)
+            want = expected_aug(view.reshape(-1, *make.size), crop).reshape(view.shape)
+            torch.testing.assert_close(aug, want, rtol=0, atol=1e-12)
+            flips.add(bool(crop.flip))
+        assert flips == {True, False}
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+    def test_dtype_is_kept(self, dtype):
+        view = (torch.rand(3, 16, 16) * 255).to(dtype)
+        aug, crop = RandomCropFlip(16)(view)
+        assert (aug.dtype, aug.shape) == (dtype, view.shape)
+        tolerance = {torch.float32: 1e-3, torch.bfloat16: 2.0, torch.uint8: 0.5 + 1e-4}[dtype]
+        assert (aug.double() - expected_aug(view, crop)).abs().max() <= tolerance
+        assert [field.dtype for field in crop] == [torch.int64] * 4 + [torch.bool]
+        assert [field.ndim for field in crop] == [0] * 5
+
+    def test_whole_view_without_flip_is_the_view(self):
+        view = torch.rand(3, 9, 9)
+        aug, crop = RandomCropFlip(9, scale=(1, 1), ratio=(1, 1), p=0)(view)
+        assert torch.equal(aug, view)
+        assert [int(field) for field in crop] == [0, 0, 9, 9, 0]
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "F"])
+    def test_pil_image(self, mode):
+        torch.manual_seed(1)
+        pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).convert(mode)
+        view = torch.from_numpy(np.array(image)).reshape(12, 20, -1).movedim(-1, 0)
+        for _ in range(20):
+            aug, crop = RandomCropFlip((12, 20))(image)
+            assert (aug.mode, aug.size) == (mode, (20, 12))
+            got = torch.from_numpy(np.array(aug)).reshape(12, 20, -1).movedim(-1, 0).double()
+            # Fixed-point weights and two roundings, one per direction.
+            assert (got - expected_aug(view, crop)).abs().max() < (1e-3 if mode == "F" else 1.01)
+
+    def test_distribution_of_the_crops(self):
+        torch.manual_seed(2)
+        make = RandomCropFlip(200, scale=(0.2, 0.5), ratio=(0.5, 2.0), p=0.25)
+        drawn = [make(torch.empty(1, 200, 200))[1] for _ in range(1500)]
+        top, left, height, width, flip = default_collate(drawn)
+        area, ratio = (height * width) / 200**2, (width / height).log()
+        assert area.min() > 0.195
+        assert area.max() < 0.505
+        assert area.mean() == pytest.approx(0.35, abs=0.01)
+        assert area.double().std() == pytest.approx(0.3 / 12**0.5, abs=0.005)
+        assert ratio.abs().max() < np.log(2.0) + 0.03
+        assert ratio.mean() == pytest.approx(0, abs=0.04)
+        assert ratio.std() == pytest.approx(2 * np.log(2.0) / 12**0.5, abs=0.02)
+        assert flip.double().mean() == pytest.approx(0.25, abs=0.04)
+        for start, room in ((top, 200 - height), (left, 200 - width)):
+            place = start / room
+            assert (place.min(), place.max()) == (0, 1)
+            assert place.mean() == pytest.approx(0.5, abs=0.03)
+            assert place.std() == pytest.approx(12**-0.5, abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("size", "ratio", "box"),
+        [
+            ((10, 100), (1, 2), (0, 40, 10, 20)),
+            ((100, 10), (1, 2), (45, 0, 10, 10)),
+            ((100, 10), (0.5, 2), (40, 0, 20, 10)),
+            ((1, 100), (100, 100), (0, 0, 1, 100)),
+        ],
+    )
+    def test_fallback_is_the_largest_centred_crop(self, size, ratio, box):
+        crop = RandomCropFlip(size, scale=(1, 1), ratio=ratio)(torch.empty(1, *size))[1]
+        assert tuple(int(field) for field in crop[:4]) == box
+
+    def test_torch_seed_alone_decides(self):
+        make, view = RandomCropFlip(16), torch.rand(3, 16, 16)
+        torch.manual_seed(3)
+        first = [make(view) for _ in range(3)]
+        torch.manual_seed(3)
+        np.random.seed(4)
+        again = [pickle.loads(pickle.dumps(make))(view) for _ in range(3)]
+        for (aug, crop), (aug2, crop2) in zip(first, again, strict=True):
+            assert torch.equal(aug, aug2)
+            assert [int(a) for a in crop] == [int(b) for b in crop2]
+        assert len({tuple(int(field) for field in crop) for _, crop in first}) == 3
+
+    def test_dataloader_stacks_records(self):
+        loader = DataLoader(_Views(), batch_size=3)
+        view, (aug, crop) = next(iter(loader))
+        assert isinstance(crop, CropFlip)
+        crop.check(8)
+        assert [tuple(field.shape) for field in crop] == [(3,)] * 5
+        for i in range(3):
+            want = expected_aug(view[i], [field[i] for field in crop])
+            torch.testing.assert_close(aug[i].double(), want, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("keywords", "error", "message"),
+        [
+            ({"size": 0}, ValueError, "size must be at least 1"),
+            ({"size": 2.5}, TypeError, "size must be an int"),
+            ({"scale": (0, 1)}, ValueError, "scale must be"),
+            ({"scale": (0.5, 0.2)}, ValueError, "scale must be"),
+            ({"scale": (0.5, 1.5)}, ValueError, r"scale must be .*, got \(0.5, 1.5\)"),
+            ({"scale": (0.5,)}, ValueError, "scale must be"),
+            ({"ratio": (0, 1)}, ValueError, "ratio must be"),
+            ({"ratio": (2, 1)}, ValueError, "ratio must be"),
+            ({"p": 1.5}, ValueError, "p must be in"),
+            ({"p": float("nan")}, ValueError, "p must be in"),
+        ],
+    )
+    def test_arguments_are_checked(self, keywords, error, message):
+        with pytest.raises(error, match=message):
+            RandomCropFlip(**({"size": 8} | keywords))
+
+    @pytest.mark.parametrize(
+        ("view", "error", "message"),
+        [
+            (torch.rand(3, 8, 9), ValueError, "view must be 8 x 8 .* got 8 x 9"),
+            (Image.new("RGB", (9, 8)), ValueError, "view must be 8 x 8 .* got 8 x 9"),
+            (torch.rand(8, 8), ValueError, r"view must have shape \[..., C, H, W\], got \[8, 8\]"),
+            (torch.ones(3, 8, 8, dtype=torch.int64), TypeError, "floating point or uint8, got torch.int64"),
+            (np.zeros((3, 8, 8)), TypeError, "PIL image or a tensor .* got ndarray"),
+        ],
+    )
+    def test_view_is_checked(self, view, error, message):
+        with pytest.raises(error, match=message):
+            RandomCropFlip(8)(view)
+
+    def test_repr_tells_the_parameters(self):
+        assert repr(RandomCropFlip(8, p=0.0)) == (
+            "RandomCropFlip(size=(8, 8), scale=(0.2, 1.0), ratio=(0.75, 1.3333333333333333), p=0.0)"
+        )
+
+
+class _Views(Dataset):
+    def __init__(self):
+        self.make = RandomCropFlip(8)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        view = torch.rand(3, 8, 8)
+        return view, self.make(view)
