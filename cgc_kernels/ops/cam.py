@@ -32,7 +32,7 @@ def pools(gradients: torch.Tensor, elementwise: bool) -> bool:
 
 def spread(grad_weights: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """Gradient of a mean over space: the same number at every position, expanded with stride 0."""
-    share = (grad_weights / (shape[2] * shape[3])).to(dtype)
+    share = grad_weights.div_(shape[2] * shape[3]).to(dtype)  # in place: nobody else holds it
     return share[:, :, None, None].expand(shape)
 
 

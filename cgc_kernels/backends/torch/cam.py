@@ -26,8 +26,7 @@ class _Cam(torch.autograd.Function):
         dtype = accumulation_dtype(features)
         heatmaps = features.new_empty((features.shape[0], *features.shape[2:]), dtype=dtype)
         for part in _chunks(features):
-            product = features[part].to(dtype) * _over_space(gradients[part], dtype)
-            heatmaps[part] = product.sum(dim=1).relu_()
+            heatmaps[part] = (features[part].to(dtype) * _over_space(gradients[part], dtype)).sum(dim=1).relu_()
         ctx.save_for_backward(features, gradients, heatmaps)
         return heatmaps
 

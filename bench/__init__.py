@@ -1,0 +1,1 @@
+"""Benchmarks: every entry against its peers and its floor (docs/performance.md)."""
