@@ -31,3 +31,15 @@ class _Refuse(torch.autograd.Function):
         return grad.view_as(grad)
 
     backward = staticmethod(refuse)
+
+
+class DependingOn(torch.autograd.Function):
+    """`tensor`, unchanged, whose later use also counts as a use of `other`; first-order gradients are not affected."""
+
+    @staticmethod
+    def forward(ctx, tensor, other):
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None

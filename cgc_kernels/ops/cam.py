@@ -2,6 +2,7 @@
 
 import torch
 
+from ..double_backward import DependingOn
 from ..options import accumulation_dtype
 from .library import define
 
@@ -11,12 +12,15 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torc
 
     features: A, [B, C, H, W]; gradients: G, [B, C, H, W] or pooled [B, C]; weighting: "gradcam" or "elementwise".
     """
-    features, gradients = in_place(features, gradients)
+    features, gradients = prepare(features, gradients, weighting)
     return _cam(features, gradients, weighting == "elementwise")[0]
 
 
-def in_place(features: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The two as the kernels read them: contiguous or channels_last without a copy, other strides copied."""
+    if pools(gradients, weighting == "elementwise") and gradients.requires_grad and not torch.compiler.is_compiling():
+        # The backward gets pooled weights instead of the gradients: a double backward must find these all the same.
+        features = DependingOn.apply(features, gradients)
     last = not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     if features.dtype == torch.float64:

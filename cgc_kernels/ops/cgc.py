@@ -7,7 +7,7 @@ import torch
 from .. import chain
 from ..options import OBJECTIVES, Options
 from ..transforms import CropFlip
-from .cam import fake_cam, in_place, pools, spread, wanted
+from .cam import fake_cam, pools, prepare, spread, wanted
 from .contrast import contrast
 from .library import define
 from .resample import fake_rows, pack, resample
@@ -24,11 +24,12 @@ def cgc(
     options: Options,
 ) -> torch.Tensor:
     """The whole loss from features [B, C, H, W] and gradients of both views, in one operator each way."""
-    views = (*in_place(features, gradients), *in_place(aug_features, aug_gradients))
+    weighting = options.weighting
+    views = (*prepare(features, gradients, weighting), *prepare(aug_features, aug_gradients, weighting))
     settings = (
         *options.image_size,
         options.temperature,
-        options.weighting == "elementwise",
+        weighting == "elementwise",
         OBJECTIVES.index(options.objective),
         options.consistency,
         options.eps,
