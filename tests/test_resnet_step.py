@@ -122,3 +122,22 @@ def test_the_default_backend_is_the_fused_one(inputs, backend):
     """What a user gets without asking is what is tested here."""
     by_default, explicit = our_step(inputs, "auto"), our_step(inputs, backend)
     assert torch.equal(by_default[0], explicit[0])
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_channels_last_under_autocast(inputs, backend):
+    """bfloat16 features beside the closed form's float32 gradients, in channels_last; as `torch` within bfloat16."""
+
+    def step(name):
+        model = inputs.copy_of_model(torch.float32).to(memory_format=torch.channels_last)
+        cam = GradCAM(model, "layer4")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, out_aug = cam(*(v.contiguous(memory_format=torch.channels_last) for v in inputs.views[:2]))
+            assert (out.cam.features.dtype, out.cam.gradients.dtype) == (torch.bfloat16, torch.float32)
+            loss = cgc_loss(out.cam, out_aug.cam, inputs.transform, image_size=SIZE, backend=name)
+        return finish(loss + 0 * model.fc.bias.sum(), model)
+
+    (loss, grads), (expected_loss, expected) = step(backend), step("torch")
+    assert_close(loss, expected_loss, tol=1e-5, what="loss")
+    for name, grad in grads.items():
+        assert_close(grad, expected[name], tol=2e-2, floor=1e-3, what=name)

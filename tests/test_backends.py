@@ -1,0 +1,249 @@
+"""Which backend serves, what the installation says of itself, and the loss as other software treats it."""
+
+import copy
+import doctest
+import os
+import pickle
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from cases import CPP, EVERY_BACKEND, VIEWS, evaluate, simple_case
+from compare import assert_same_bits
+
+import cgc_kernels
+from cgc_kernels import CGCLoss, backends, cgc_loss, gradcam, heatmap_loss, info
+from cgc_kernels.__main__ import report
+
+NAMES = ("cuda", "triton", "cpp", "torch", "reference")
+CPU = torch.device("cpu")
+
+
+def without_cpp(monkeypatch):
+    library = import_module("cgc_kernels.ops.library")
+    monkeypatch.setattr(library, "_failure", "the C++ kernels were not built (a reason)")
+
+
+def test_info():
+    found = info()
+    assert set(found) == {"versions", "auto", "backends", "cpp"}
+    assert tuple(found["backends"]) == NAMES
+    for name, backend in found["backends"].items():
+        assert set(backend) == {"available", "reason"}
+        assert backend["available"] == (backend["reason"] == ""), name
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["cgc_kernels"] == cgc_kernels.__version__
+    assert found["backends"]["torch"]["available"]
+    assert found["backends"]["reference"]["available"]
+    for name in ("cuda", "triton"):
+        assert not found["backends"][name]["available"]
+        assert "use backend='auto'" in found["backends"][name]["reason"]
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_info_with_the_binary(backend):
+    found = info()
+    assert found["auto"] == {"cpu": "cpp", "cuda": "torch"}
+    assert found["cpp"]["threads"] == torch.get_num_threads()
+    assert found["cpp"]["instruction_set"] in ("baseline", "avx2", "avx512")
+    assert f"cpp runs {found['cpp']['instruction_set']} code on" in report(found)
+
+
+def test_info_without_the_binary(monkeypatch):
+    without_cpp(monkeypatch)
+    found = info()
+    assert found["auto"] == {"cpu": "torch", "cuda": "torch"}
+    assert found["cpp"] == {}
+    assert found["backends"]["cpp"]["reason"].startswith("the C++ kernels were not built (a reason); install a C++17")
+    text = report(found)
+    assert "cpp        no   the C++ kernels were not built" in text
+    assert "backend='auto' on cpu tensors: torch" in text
+
+
+def test_the_module_prints_the_report():
+    run = subprocess.run(
+        [sys.executable, "-m", "cgc_kernels"], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert run.stderr == ""
+    for name in NAMES:
+        assert any(line.startswith(name) for line in run.stdout.splitlines())
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_auto_takes_the_first_that_serves(monkeypatch):
+    assert backends.choose("auto", torch.device("cuda")) is backends.choose("torch", CPU)
+    assert backends.choose("auto", torch.device("meta")) is backends.choose("torch", CPU)
+    without_cpp(monkeypatch)
+    assert backends.choose("auto", CPU) is backends.choose("torch", CPU)
+    case = simple_case()
+    assert_same_bits(evaluate(case, "auto")[0], evaluate(case, "torch")[0])
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_auto_is_cpp_on_the_cpu(backend):
+    assert backends.choose("auto", CPU) is backends.choose("cpp", CPU)
+    case = simple_case()
+    for name in VIEWS:
+        assert_same_bits(evaluate(case, "auto")[1][name], evaluate(case, "cpp")[1][name])
+
+
+def test_explicit_cpp_that_cannot_be_served_raises(monkeypatch):
+    without_cpp(monkeypatch)
+    with pytest.raises(
+        RuntimeError, match=r"got 'cpp': the C\+\+ kernels were not built \(a reason\); install a C\+\+17"
+    ):
+        backends.choose("cpp", CPU)
+    with pytest.raises(RuntimeError, match="got 'cpp'"):
+        evaluate(simple_case(), "cpp")
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_cpp_needs_cpu_tensors(backend):
+    with pytest.raises(RuntimeError, match="it needs CPU tensors, got tensors on meta; use backend='auto'"):
+        backends.choose("cpp", torch.device("meta"))
+
+
+def test_a_binary_that_does_not_load_is_reported(monkeypatch, tmp_path):
+    library = import_module("cgc_kernels.ops.library")
+    (tmp_path / "_cpu.so").write_bytes(b"not a library")
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    assert f"do not load under torch {torch.__version__}" in library._load()
+
+
+@pytest.mark.parametrize("content", ['{"cpp": false, "reason": "CGC_CPP=0 was set"}', "not json", "{}", None])
+def test_the_reason_of_the_build_is_reported(monkeypatch, tmp_path, content):
+    library = import_module("cgc_kernels.ops.library")
+    if content is not None:
+        (tmp_path / "_build.json").write_text(content)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    expected = "CGC_CPP=0 was set" if content and "cpp" in content else "never installed"
+    assert expected in library._load()
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "nonsense"])
+@pytest.mark.parametrize("backend", [CPP])
+def test_the_instruction_set_may_be_lowered(backend, isa):
+    code = "import cgc_kernels; print(cgc_kernels.info()['cpp']['instruction_set'])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment(), "CGC_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    order = ("baseline", "avx2", "avx512")
+    assert run.stdout.strip() in (order[: order.index(isa) + 1] if isa in order else order)
+    if isa == "baseline":
+        assert run.stdout.strip() == "baseline"
+
+
+# ---- As other software treats it
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_autocast_around_the_call_changes_nothing(backend, dtype):
+    """The backward runs outside of it, as PyTorch asks."""
+    for given in (torch.float32, torch.bfloat16):
+        case = simple_case(temperature=0.1).to(given)
+        leaves = [v.detach().requires_grad_() for v in case.views]
+        expected, grads = evaluate(case, backend)
+        heatmaps = gradcam(*leaves[:2], backend=backend)
+        with torch.autocast("cpu", dtype=dtype):
+            loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend=backend, **case.settings)
+            assert_same_bits(gradcam(*leaves[:2], backend=backend), heatmaps)
+            maps = [gradcam(*leaves[i : i + 2], backend=backend) for i in (0, 2)]
+            chained = heatmap_loss(*maps, case.transform, image_size=(9, 11), temperature=0.1, backend=backend)
+        assert_same_bits(loss.detach(), expected)
+        assert chained.dtype == torch.float32
+        assert abs(float((chained - loss).detach())) < 1e-5
+        for name, grad in zip(VIEWS, torch.autograd.grad(loss, leaves), strict=True):
+            assert_same_bits(grad, grads[name], name)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_default_dtype_changes_nothing(backend):
+    case = simple_case().to(torch.float32)
+    loss, grads = evaluate(case, backend)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other_loss, other_grads = evaluate(case, backend)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same_bits(other_loss, loss)
+    for name in VIEWS:
+        assert_same_bits(other_grads[name], grads[name])
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_no_grad_and_inference_mode(backend):
+    case = simple_case(transform="warp")
+    loss, _ = evaluate(case, backend)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            leaves = [v.clone() for v in case.views]
+            quiet = cgc_loss(leaves[:2], leaves[2:], case.transform, backend=backend, **case.settings)
+        assert not quiet.requires_grad
+        assert_same_bits(quiet.clone(), loss)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_module(backend):
+    case = simple_case(objective="paper", consistency=2.0)
+    criterion = CGCLoss(**case.settings, backend=backend)
+    expected = cgc_loss(case.views[:2], case.views[2:], case.transform, backend=backend, **case.settings)
+    for module in (criterion, copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert_same_bits(module(case.views[:2], case.views[2:], case.transform), expected)
+    assert repr(criterion) == (
+        "CGCLoss(image_size=(9, 11), temperature=0.5, weighting='gradcam', objective='paper', consistency=2.0, "
+        f"eps=1e-08, backend='{backend}')"
+    )
+    assert not list(criterion.parameters())
+    assert not criterion.state_dict()
+
+
+def test_defaults_are_the_documented_ones():
+    case = simple_case()
+    short = cgc_loss(case.views[:2], case.views[2:], case.transform, image_size=(9, 11))
+    long = cgc_loss(
+        *(case.views[:2], case.views[2:], case.transform),
+        image_size=(9, 11),
+        temperature=0.5,
+        weighting="gradcam",
+        objective="released",
+        consistency=0.0,
+        eps=1e-8,
+        backend="auto",
+    )
+    assert_same_bits(short, long)
+    assert_same_bits(CGCLoss(image_size=(9, 11))(case.views[:2], case.views[2:], case.transform), short)
+    maps = [gradcam(*case.views[i : i + 2]) for i in (0, 2)]
+    assert abs(float(heatmap_loss(*maps, case.transform, image_size=(9, 11)) - short)) < 1e-12
+
+
+def test_a_number_as_image_size_is_a_square():
+    case = simple_case(size=(9, 9))
+    square = cgc_loss(case.views[:2], case.views[2:], case.transform, image_size=9)
+    assert_same_bits(square, evaluate(case, "auto")[0])
+
+
+@pytest.mark.parametrize("name", ["loss", "transforms", "grad_cam", "backends"])
+def test_examples_of_the_docstrings_run(name):
+    module = import_module(f"cgc_kernels.{name}")
+    result = doctest.testmod(
+        module, optionflags=doctest.ELLIPSIS, extraglobs={**vars(cgc_kernels), "torch": torch, "nn": torch.nn}
+    )
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_public_names():
+    for name in cgc_kernels.__all__:
+        assert getattr(cgc_kernels, name) is not None
+    for function in (cgc_loss, heatmap_loss, gradcam, info, CGCLoss):
+        assert "Example::" in function.__doc__, function

@@ -1,0 +1,199 @@
+"""Stage contrast: rows, keys, positives -> loss, against cross-entropy of the dense logits."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import BACKENDS, CPP, EVERY_BACKEND, examples, generators
+from compare import assert_close, assert_low_precision, assert_same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgc_kernels import backends
+
+# Around the sizes of vectors, of blocks and of strips of keys.
+BATCHES = [1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513]
+TEMPERATURES = (0.005, 0.012, 0.1, 0.5, 10.0)
+
+
+def inputs(batch, length, seed=0, dtype=torch.float64):
+    """Unit rows and keys with cosines in [0, 1] as non-negative maps have them, and positives in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, keys = (F.normalize(torch.rand(batch, length, generator=generator, dtype=torch.float64)) for _ in range(2))
+    positives = torch.rand(batch, generator=generator, dtype=torch.float64)
+    return rows.to(dtype), keys.to(dtype), positives.to(dtype)
+
+
+def loss_and_grads(contrast, tensors, temperature, upstream=1.0):
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    loss = contrast(*leaves, temperature)
+    return loss.detach(), torch.autograd.grad(loss * upstream, leaves)
+
+
+def dense(rows, keys, positives, temperature):
+    """The whole matrix of logits, float64."""
+    similarities = rows.double() @ keys.double().T
+    logits = (
+        torch.where(torch.eye(len(rows), dtype=torch.bool), positives.double()[:, None], similarities) / temperature
+    )
+    return F.cross_entropy(logits, torch.arange(len(rows)))
+
+
+def check_against_dense(backend, tensors, temperature, upstream=1.0):
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    loss, grads = loss_and_grads(stage, tensors, temperature, upstream)
+    expected, expected_grads = loss_and_grads(dense, [t.double() for t in tensors], temperature, upstream)
+    assert_close(loss.double(), expected, 1e-12, floor=1, what="loss")
+    for name, grad, exact in zip(("rows", "keys", "positives"), grads, expected_grads, strict=True):
+        assert_close(grad, exact, 1e-11, floor=1e-6 / temperature, what=name)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_batch_sizes(backend, batch):
+    for length in (1, 3, 9):
+        check_against_dense(backend, inputs(batch, length, seed=batch), 0.07, upstream=-1.7)
+
+
+@pytest.mark.parametrize("batch", [1000, pytest.param(4097, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_batches(backend, batch):
+    check_against_dense(backend, inputs(batch, 4), 0.5)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_temperatures(backend, temperature):
+    check_against_dense(backend, inputs(20, 5), temperature)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_input(backend):
+    @examples
+    @given(generators(), st.integers(1, 40), st.integers(1, 20), st.sampled_from(TEMPERATURES), st.floats(-3, 3))
+    def check(generator, batch, length, temperature, upstream):
+        """Rows need not be units, nor cosines positive."""
+        rows, keys = torch.randn(2, batch, length, generator=generator, dtype=torch.float64)
+        check_against_dense(
+            backend, (rows, keys, torch.randn(batch, generator=generator, dtype=torch.float64)), temperature, upstream
+        )
+
+    check()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32(backend):
+    """As exact as torch: logits carry the rounding of a cosine over tau."""
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    peer = backends.choose("torch", torch.device("cpu")).contrast
+    for batch in (2, 17, 65, 300):
+        for temperature in TEMPERATURES:
+            tensors = inputs(batch, 9, dtype=torch.float32)
+            loss, grads = loss_and_grads(stage, tensors, temperature)
+            peer_loss, peer_grads = loss_and_grads(peer, tensors, temperature)
+            exact, exact_grads = loss_and_grads(dense, [t.double() for t in tensors], temperature)
+            slack = 2 + 1 / temperature
+            assert loss.dtype == torch.float32
+            assert_close(loss.double(), exact, 1e-6, floor=1, what="loss")
+            assert_close(peer_loss.double(), exact, 1e-6, floor=1, what="loss of torch")
+            assert all(grad.dtype == torch.float32 for grad in grads)
+            for grad, peer_grad, exact_grad in zip(grads, peer_grads, exact_grads, strict=True):
+                assert_low_precision(grad, peer_grad, exact_grad, f"{batch} {temperature}", ulps=slack)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_batch_of_one_is_zero(backend):
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    loss, grads = loss_and_grads(stage, inputs(1, 5), 0.5)
+    assert loss == 0
+    assert all((grad == 0).all() for grad in grads)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_permuting_the_batch(backend):
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    tensors = inputs(19, 5)
+    order = torch.randperm(19, generator=torch.Generator().manual_seed(0))
+    loss, grads = loss_and_grads(stage, tensors, 0.1)
+    permuted, permuted_grads = loss_and_grads(stage, [t[order] for t in tensors], 0.1)
+    assert_close(permuted, loss, 1e-13)
+    for grad, permuted_grad in zip(grads, permuted_grads, strict=True):
+        assert_close(permuted_grad, grad[order], 1e-12)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_logits_that_overflow_an_exponential(backend):
+    """1 / tau = 5000: far beyond what exp can take in either precision without the shift."""
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    for dtype in (torch.float32, torch.float64):
+        rows, keys, positives = inputs(300, 4, dtype=dtype)
+        for value in (0.0, 1.0):
+            loss, grads = loss_and_grads(stage, (rows, keys, torch.full_like(positives, value)), 2e-4)
+            exact = dense(rows, keys, torch.full_like(positives, value), 2e-4)
+            assert_close(loss.double(), exact, 2 * torch.finfo(dtype).eps / 2e-4, floor=1)
+            assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("where", range(3))
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_nan_is_never_swallowed(backend, where):
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    for dtype in (torch.float32, torch.float64):
+        for batch in (2, 300):
+            for sample in (0, batch // 2, batch - 1):
+                tensors = inputs(batch, 4, dtype=dtype)
+                tensors[where][sample] = float("nan")
+                assert stage(*tensors, 0.5).isnan(), f"sample {sample} of {batch}"
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 111, 5000])
+def test_chunks_of_torch_change_nothing(monkeypatch, chunk):
+    monkeypatch.setattr(import_module("cgc_kernels.backends.torch.contrast"), "CHUNK_ELEMENTS", chunk)
+    for batch in (1, 2, 37):
+        check_against_dense("torch", inputs(batch, 5), 0.1)
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_reruns_and_threads_are_equal_to_the_last_bit(backend):
+    stage = backends.choose(backend, torch.device("cpu")).contrast
+    tensors = inputs(130, 7, dtype=torch.float32)
+    first = loss_and_grads(stage, tensors, 0.1)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for _ in range(10):
+                again = loss_and_grads(stage, tensors, 0.1)
+                for one, other in zip((again[0], *again[1]), (first[0], *first[1]), strict=True):
+                    assert_same_bits(one, other)
+    finally:
+        torch.set_num_threads(before)
+
+
+MEMORY = """
+import re, sys, torch
+from cgc_kernels import backends
+torch.set_num_threads(1)
+contrast = backends.choose(sys.argv[1], torch.device("cpu")).contrast
+def step(batch):
+    rows, keys = torch.rand(2, batch, 4).requires_grad_()
+    contrast(rows, keys, torch.rand(batch), 0.5).backward()
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+step(1100)  # torch imports what a chunk needs on its first one
+before = peak()
+step(8194)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("reference", marks=pytest.mark.xfail(reason="dense"))])
+def test_the_square_of_the_batch_is_never_stored(backend):
+    """[B, B] in float32 would be 256 MiB; torch keeps blocks of 4 MiB, several of them in the backward."""
+    run = subprocess.run([sys.executable, "-c", MEMORY, backend], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 96 * 1024, f"{run.stdout.strip()} KiB"

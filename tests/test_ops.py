@@ -1,0 +1,321 @@
+"""The operators of the library: torch's own checks of schema, fake kernel, autograd and AOT dispatch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CPP, lay_out, simple_case, with_inverse
+from compare import assert_same_bits
+from torch.library import opcheck
+
+import cgc_kernels
+
+OPS = ("cam", "resample", "contrast", "cgc")
+NAMES = tuple(name for op in OPS for name in (op, f"{op}_backward"))
+needs_library = pytest.mark.skipif(CPP.marks[0].args[0], reason=CPP.marks[0].kwargs["reason"])
+SIZE = (9, 11)
+
+
+def op(name):
+    return getattr(torch.ops.cgc_kernels, name).default
+
+
+def differentiable(*tensors):
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def packed(case):
+    transform = with_inverse(case.transform)
+    return transform if isinstance(transform, torch.Tensor) else torch.stack([f.long() for f in transform], dim=1)
+
+
+def cam_arguments(weighting, layout, dtypes):
+    case = simple_case(pooled=weighting == "pooled").to(*dtypes)
+    return [lay_out(v, layout) for v in case.views[:2]], weighting == "elementwise"
+
+
+CAMS = [
+    ("pooled", "contiguous", (torch.float32, torch.float32)),
+    ("gradcam", "channels_last", (torch.bfloat16, torch.float32)),
+    ("elementwise", "channels_last", (torch.float64, torch.float64)),
+    ("elementwise", "contiguous", (torch.float16, torch.float16)),
+]
+
+
+@needs_library
+@pytest.mark.parametrize("cam", CAMS)
+def test_cam(cam):
+    tensors, elementwise = cam_arguments(*cam)
+    opcheck(op("cam"), (*differentiable(*tensors), elementwise))
+
+
+@needs_library
+@pytest.mark.parametrize("cam", CAMS)
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_cam_backward(cam, needs):
+    (features, gradients), elementwise = cam_arguments(*cam)
+    heatmaps, weights = op("cam")(features, gradients, elementwise)
+    saved = weights if cam[0] == "gradcam" else gradients
+    opcheck(op("cam_backward"), (torch.rand_like(heatmaps), heatmaps, features, saved, *needs))
+
+
+RESAMPLES = [
+    ("crop", 0, torch.float32),
+    ("warp", 1, torch.float64),
+    ("crop", 2, torch.float64),
+    ("warp", 0, torch.float32),
+]
+
+
+def resample_arguments(transform, objective, dtype):
+    case = simple_case(transform=transform)
+    maps = torch.rand(2, 3, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return list(maps), (packed(case), *SIZE, 1e-8, objective)
+
+
+@needs_library
+@pytest.mark.parametrize("given", RESAMPLES)
+def test_resample(given):
+    maps, rest = resample_arguments(*given)
+    opcheck(op("resample"), (*differentiable(*maps), *rest))
+
+
+@needs_library
+@pytest.mark.parametrize("given", RESAMPLES)
+def test_resample_backward(given):
+    maps, (transform, *settings) = resample_arguments(*given)
+    rows, keys, positives, state = op("resample")(*maps, transform, *settings)
+    grads = [torch.rand_like(t) for t in (rows, keys, positives)]
+    opcheck(op("resample_backward"), (*grads, *maps, transform, state, *settings))
+
+
+def contrast_arguments(batch, dtype):
+    rows, keys = torch.rand(2, batch, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return rows, keys, torch.rand(batch, dtype=torch.float64)
+
+
+@needs_library
+@pytest.mark.parametrize(("batch", "dtype"), [(1, torch.float32), (7, torch.float64), (70, torch.float32)])
+def test_contrast(batch, dtype):
+    tensors = contrast_arguments(batch, dtype)
+    opcheck(op("contrast"), (*differentiable(*tensors), 0.5))
+    loss, row_losses = op("contrast")(*tensors, 0.5)
+    opcheck(op("contrast_backward"), (torch.ones_like(loss), *tensors, row_losses, 0.5))
+
+
+CGCS = [
+    ("pooled", "crop", 0, "contiguous", (torch.float32, torch.float32)),
+    ("gradcam", "warp", 1, "channels_last", (torch.bfloat16, torch.float32)),
+    ("elementwise", "crop", 2, "channels_last", (torch.float64, torch.float64)),
+]
+
+
+def cgc_arguments(weighting, transform, objective, layout, dtypes):
+    case = simple_case(pooled=weighting == "pooled", transform=transform).to(*dtypes)
+    settings = (*SIZE, 0.5, weighting == "elementwise", objective, 0.7, 1e-8)
+    return [lay_out(v, layout) for v in case.views], packed(case), settings
+
+
+@needs_library
+@pytest.mark.parametrize("given", CGCS)
+def test_cgc(given):
+    tensors, transform, settings = cgc_arguments(*given)
+    opcheck(op("cgc"), (*differentiable(*tensors), transform, *settings))
+
+
+@needs_library
+@pytest.mark.parametrize("given", CGCS)
+@pytest.mark.parametrize("needs", [15, 1, 10])
+def test_cgc_backward(given, needs):
+    tensors, transform, settings = cgc_arguments(*given)
+    loss, heatmaps, weights, *saved = op("cgc")(*tensors, transform, *settings)
+    if given[0] == "gradcam":
+        tensors[1], tensors[3] = weights.unbind(0)
+    opcheck(op("cgc_backward"), (torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs))
+
+
+@needs_library
+def test_what_the_backward_saves_has_no_gradient():
+    tensors, transform, settings = cgc_arguments(*CGCS[0])
+    loss, *saved = op("cgc")(*differentiable(*tensors), transform, *settings)
+    assert loss.requires_grad
+    assert not any(t.requires_grad for t in saved)
+    maps, rest = resample_arguments("crop", 0, torch.float64)
+    *outputs, state = op("resample")(*differentiable(*maps), *rest)
+    assert all(t.requires_grad for t in outputs)
+    assert not state.requires_grad
+
+
+@needs_library
+def test_unwanted_gradients_are_empty():
+    tensors, transform, settings = cgc_arguments(*CGCS[2])
+    loss, heatmaps, _, *saved = op("cgc")(*tensors, transform, *settings)
+    for needs in range(16):
+        grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs)
+        assert [g.numel() > 0 for g in grads] == [bool(needs >> i & 1) for i in range(4)]
+
+
+@needs_library
+def test_every_operator_of_the_namespace_is_checked_here():
+    registered = {
+        schema.name.split("::")[1]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("cgc_kernels::")
+    }
+    assert registered == {*NAMES, "instruction_set"}
+
+
+@needs_library
+class TestGuards:
+    """Operators called directly refuse what would read out of bounds."""
+
+    def refused(self, name, *arguments):
+        with pytest.raises(RuntimeError, match="must"):
+            op(name)(*arguments)
+
+    def test_cam(self):
+        x = torch.rand(2, 3, 4, 5)
+        self.refused("cam", x[0], x, True)
+        self.refused("cam", x, x[:, :2], True)
+        self.refused("cam", x, x.double(), True)
+        self.refused("cam", x.double(), x, True)
+        self.refused("cam", x[..., ::2], x[..., ::2], True)
+        self.refused("cam", x, x.contiguous(memory_format=torch.channels_last), True)
+        self.refused("cam", x.int(), x.int(), True)
+        self.refused("cam", x, torch.rand(2, 4), False)
+
+    def test_cam_backward(self):
+        x, maps = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5)
+        self.refused("cam_backward", maps[:1], maps, x, x, True, True)
+        self.refused("cam_backward", maps, maps.double(), x, x, True, True)
+        self.refused("cam_backward", maps.mT.contiguous().mT, maps, x, x, True, True)
+
+    def test_resample(self):
+        maps, crops = torch.rand(2, 4, 5), torch.tensor([[0, 0, 8, 8, 0]] * 2)
+        self.refused("resample", maps, maps[:, :3], crops, 8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps.double(), crops, 8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps, crops[:1], 8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps, crops.int(), 8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps, torch.eye(3).expand(2, 3, 3), 8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps, crops, 0, 8, 1e-8, 0)
+        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, 3)
+        self.refused("resample", maps.half(), maps.half(), crops, 8, 8, 1e-8, 0)
+
+    def test_contrast(self):
+        rows, positives = torch.rand(4, 5), torch.rand(4, dtype=torch.float64)
+        self.refused("contrast", rows, rows[:3], positives, 0.5)
+        self.refused("contrast", rows, rows, positives.float(), 0.5)
+        self.refused("contrast", rows, rows.T.contiguous().T, positives, 0.5)
+
+    def test_cgc(self):
+        x, crops = torch.rand(2, 3, 4, 5), torch.tensor([[0, 0, 8, 8, 0]] * 2)
+        rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
+        self.refused("cgc", x, x, x[:1], x[:1], crops, *rest)
+        self.refused("cgc", x, x, x[:, :, :3], x[:, :, :3], crops, *rest)
+        self.refused("cgc", x, x, x.double(), x.double(), crops, *rest)
+        self.refused("cgc", x, x, x, x, crops[:1], *rest)
+
+
+# ---- Without the binary
+
+PURE = """
+import io, json, sys, torch
+import cgc_kernels
+from torch._subclasses import FakeTensorMode
+
+found = {"file": cgc_kernels.__file__, "info": cgc_kernels.info()}
+with FakeTensorMode():
+    x = torch.empty(4, 3, 5, 6)
+    crops = torch.empty(4, 5, dtype=torch.int64)
+    outputs = torch.ops.cgc_kernels.cgc(x, x, x, x, crops, 8, 8, 0.5, False, 0, 0.0, 1e-8)
+    found["shapes"] = [list(t.shape) for t in outputs]
+    found["cam"] = [list(t.shape) for t in torch.ops.cgc_kernels.cam(x, x, True)]
+x = torch.rand(2, 3, 4, 4)
+crop = cgc_kernels.CropFlip.identity(2, 8)
+def loss(name):
+    return float(cgc_kernels.cgc_loss((x, x), (x, x), crop, image_size=8, backend=name))
+found["losses"] = {name: loss(name) for name in ("auto", "torch", "reference")}
+for key, call in {
+    "cpp": lambda: loss("cpp"),
+    "gradcam": lambda: cgc_kernels.gradcam(x, x, backend="cpp"),
+    "operator": lambda: torch.ops.cgc_kernels.cam(x, x, True),
+}.items():
+    try:
+        call()
+        found[key] = None
+    except Exception as error:
+        found[key] = [type(error).__name__, str(error)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory):
+    """What a copy of the package without the compiled library says of itself."""
+    folder = tmp_path_factory.mktemp("pure")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_build.json")
+    shutil.copytree(Path(cgc_kernels.__file__).parent, folder / "cgc_kernels", ignore=ignore)
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run([sys.executable, "-c", PURE], env=env, capture_output=True, text=True, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    report = subprocess.run([sys.executable, "-m", "cgc_kernels"], env=env, capture_output=True, text=True, cwd=folder)
+    assert report.returncode == 0, report.stderr
+    found = json.loads(run.stdout)
+    assert Path(found["file"]).is_relative_to(folder)
+    return {**found, "report": report.stdout}
+
+
+def test_schema_and_fake_exist_without_the_binary(pure):
+    assert pure["shapes"] == [[], [2, 4, 5, 6], [2, 4, 3], [4, 30], [4, 30], [4], [4], [4, 3, 5, 6]]
+    assert pure["cam"] == [[4, 5, 6], [0]]
+    assert pure["operator"][0] == "NotImplementedError"
+
+
+def test_torch_serves_without_the_binary(pure):
+    losses = pure["losses"]
+    assert losses["auto"] == losses["torch"]
+    assert abs(losses["auto"] - losses["reference"]) < 1e-6
+    assert pure["info"]["auto"]["cpu"] == "torch"
+
+
+@pytest.mark.parametrize("call", ["cpp", "gradcam"])
+def test_explicit_cpp_raises_with_the_remedy_without_the_binary(pure, call):
+    kind, message = pure[call]
+    assert kind == "RuntimeError"
+    assert "backend must be one that can serve this call, got 'cpp'" in message
+    assert "were not built" in message
+    assert "install a C++17 compiler and run: CGC_CPP=1 pip install" in message
+
+
+def test_info_without_the_binary(pure):
+    backends = pure["info"]["backends"]
+    assert not backends["cpp"]["available"]
+    assert "never installed" in backends["cpp"]["reason"]
+    assert backends["torch"] == {"available": True, "reason": ""}
+    assert pure["info"]["cpp"] == {}
+
+
+def test_report_without_the_binary(pure):
+    lines = pure["report"].splitlines()
+    (cpp,) = (line for line in lines if line.startswith("cpp"))
+    assert cpp.split()[1] == "no"
+    assert "CGC_CPP=1 pip install" in cpp
+    assert "backend='auto' on cpu tensors: torch" in lines
+    assert not any("code on" in line for line in lines)
+
+
+@needs_library
+def test_a_fake_kernel_allocates_what_the_real_one_does():
+    """Strides too: compiled code trusts them."""
+    tensors, transform, settings = cgc_arguments(*CGCS[2])
+    real = op("cgc")(*tensors, transform, *settings)
+    fakes = torch.ops.cgc_kernels.cgc(*(t.to("meta") for t in tensors), transform.to("meta"), *settings)
+    for one, fake in zip(real, fakes, strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (fake.shape, fake.dtype, fake.stride())
+    again = op("cgc")(*tensors, transform, *settings)
+    assert_same_bits(again[0], real[0])
