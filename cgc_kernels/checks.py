@@ -14,6 +14,7 @@ from .options import OBJECTIVES, WEIGHTINGS, Options
 from .transforms import CropFlip, check_structure, check_values
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LARGEST_IMAGE = 1 << 16
 HEATMAP_DTYPES = (torch.float32, torch.float64)
 
 
@@ -31,7 +32,7 @@ def options(image_size, temperature, weighting="gradcam", objective="released", 
 
 def choice(name: str, value, allowed: Sequence[str]) -> str:
     """`value` if it is one of `allowed`, else ValueError."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
 
@@ -65,6 +66,8 @@ def heatmaps(maps, name: str = "heatmaps") -> torch.Tensor:
     _tensor(name, maps, HEATMAP_DTYPES)
     if maps.dim() != 3 or 0 in maps.shape:
         raise ValueError(f"{name} must be [B, H, W] with no empty dimension, got {_describe(maps)}")
+    if _readable(maps) and (maps < 0).any():
+        raise ValueError(f"{name} must be non-negative, got {maps.min().item()}")
     return maps
 
 
@@ -140,11 +143,11 @@ def _same_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
 def _scalar(name: str, value, minimum: float, inclusive: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {_describe(value)}")
-    value = float(value)
-    if not math.isfinite(value) or value < minimum or (value == minimum and not inclusive):
+    above = value >= minimum if inclusive else value > minimum  # False for NaN
+    if not (above and value < math.inf):
         sign = ">=" if inclusive else ">"
         raise ValueError(f"{name} must be finite and {sign} {minimum:g}, got {value!r}")
-    return value
+    return float(value)
 
 
 def _image_size(value) -> tuple[int, int]:
@@ -153,6 +156,8 @@ def _image_size(value) -> tuple[int, int]:
         raise TypeError(f"image_size must be an int or (height, width), got {_describe(value)}")
     if min(size) < 1:
         raise ValueError(f"image_size must be at least 1 pixel each way, got {value!r}")
+    if max(size) > LARGEST_IMAGE:
+        raise ValueError(f"image_size must be at most {LARGEST_IMAGE} pixels each way, got {value!r}")
     return int(size[0]), int(size[1])
 
 

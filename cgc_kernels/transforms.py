@@ -244,9 +244,9 @@ def check_values(crop: CropFlip, image_size: int | Sequence[int]) -> None:
     _check_all("width", width, width >= 1, "at least 1")
     _check_all("top", top, top >= 0, "at least 0")
     _check_all("left", left, left >= 0, "at least 0")
-    bottom, right = top + height, left + width
-    _check_all("top + height", bottom, bottom <= view_height, f"at most the view's height {view_height}")
-    _check_all("left + width", right, right <= view_width, f"at most the view's width {view_width}")
+    # Differences: sums of huge values may wrap around and look valid.
+    _check_all("top + height", top + height, top <= view_height - height, f"at most the view's height {view_height}")
+    _check_all("left + width", left + width, left <= view_width - width, f"at most the view's width {view_width}")
 
 
 def _check_all(name: str, values: Tensor, valid: Tensor, rule: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CPP, lay_out, simple_case, with_inverse
+from cases import CPP, lay_out, poison, simple_case, with_inverse
 from compare import assert_same_bits
 from torch.library import opcheck
 
@@ -158,6 +158,21 @@ def test_unwanted_gradients_are_empty():
     for needs in range(16):
         grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs)
         assert [g.numel() > 0 for g in grads] == [bool(needs >> i & 1) for i in range(4)]
+
+
+@needs_library
+def test_every_output_is_written():
+    """Of each operator, those included that only its backward reads."""
+    for given in CGCS:
+        tensors, transform, settings = cgc_arguments(*given)
+        maps, rest = resample_arguments(given[1], given[2], torch.float32)
+        with poison():
+            outputs = [*op("cgc")(*tensors, transform, *settings), *op("resample")(*maps, *rest)]
+            outputs += [
+                *op("contrast")(*contrast_arguments(7, torch.float32), 0.5),
+                *op("cam")(*tensors[:2], settings[3]),
+            ]
+        assert all(t.isfinite().all() for t in outputs), given
 
 
 @needs_library

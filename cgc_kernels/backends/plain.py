@@ -33,7 +33,8 @@ def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> to
 def entry_point(function):
     """Run `function` outside autocast, and refuse double backward through its tensors.
 
-    Compiled graphs refuse double backward themselves, so nothing is added there.
+    Not in a compiled graph, where the compiler makes the backward: it refuses a double backward where it kept an input
+    of the graph, and otherwise takes the gradient for a constant, as it does for every function that it compiles.
     """
 
     @functools.wraps(function)

@@ -12,7 +12,7 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  using Bits = std::int32_t;
+  using Bits = std::uint32_t;
   static constexpr int degree = 7, mantissa = 23;
   static constexpr float lowest = -87.0f, shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
@@ -20,7 +20,7 @@ struct ExpConstants<float> {
 
 template <>
 struct ExpConstants<double> {
-  using Bits = std::int64_t;
+  using Bits = std::uint64_t;
   static constexpr int degree = 13, mantissa = 52;
   static constexpr double lowest = -708.0, shifter = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;

@@ -29,10 +29,11 @@ CGC_HD inline Tap upsample_tap(index_t pixel, index_t size, index_t cells) {
 // crop outside the view still reads inside it. `ratio` is length / size.
 CGC_HD inline Tap crop_tap(index_t pixel, index_t size, index_t start, index_t length, bool flip, double ratio) {
   const index_t source = flip ? size - 1 - pixel : pixel;
-  const index_t count = maximum(length, index_t(1));
+  const index_t first = clamp(start, index_t(0), size - 1);
+  const index_t count = clamp(length, index_t(1), size - first);
   Tap tap = tap_at(clamp((double(source) + 0.5) * ratio - 0.5, 0.0, double(count - 1)), count);
-  tap.low = clamp(tap.low + start, index_t(0), size - 1);
-  tap.high = clamp(tap.high + start, index_t(0), size - 1);
+  tap.low += first;
+  tap.high += first;
   return tap;
 }
 

@@ -130,12 +130,16 @@ class RowLoss {
   void add(T* values, index_t count, index_t own, T positive, T inverse_temperature) {
 #pragma omp simd
     for (index_t j = 0; j < count; ++j) values[j] = (values[j] - positive) * inverse_temperature;
-    if (own >= 0 && own < count) values[own] = -std::numeric_limits<T>::infinity();
+    const bool has_own = own >= 0 && own < count;
+    if (has_own) values[own] = -std::numeric_limits<T>::infinity();
     T highest = largest_;
     for (index_t j = 0; j < count; ++j) highest = maximum(highest, values[j]);
+#pragma omp simd
+    for (index_t j = 0; j < count; ++j) values[j] = exp_nonpositive(values[j] - highest);
+    if (has_own) values[own] = 0;
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (index_t j = 0; j < count; ++j) sum += exp_nonpositive(values[j] - highest);
+    for (index_t j = 0; j < count; ++j) sum += values[j];
     others_ = others_ * std::exp(double(largest_) - double(highest)) + double(sum);
     largest_ = highest;
   }

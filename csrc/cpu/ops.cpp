@@ -89,10 +89,14 @@ void check(const Tensor& tensor, const char* name, std::initializer_list<Index> 
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must have the dtype that the other arguments imply");
 }
 
+// As torch sees it: the stride of a dimension of length 1 means nothing.
 bool is_channels_last(const Tensor& tensor) {
-  const Index channels = tensor.size(1), width = tensor.size(3);
-  return tensor.stride(1) == 1 && tensor.stride(3) == channels && tensor.stride(2) == channels * width &&
-         tensor.stride(0) == channels * width * tensor.size(2);
+  Index expected = 1;
+  for (const Index dimension : {1, 3, 2, 0}) {
+    if (tensor.size(dimension) != 1 && tensor.stride(dimension) != expected) return false;
+    expected *= tensor.size(dimension);
+  }
+  return true;
 }
 
 ScalarType accumulator(const Tensor& features) {
@@ -124,7 +128,8 @@ Tensor wanted(const Tensor& tensor, bool needed) {
 void* writable(const Tensor& tensor) { return tensor.numel() == 0 ? nullptr : tensor.mutable_data_ptr(); }
 
 Cam describe(const Tensor& features, const Tensor& gradients, bool elementwise) {
-  STD_TORCH_CHECK(features.dim() == 4 && features.is_cpu(), "features must be a CPU tensor [B, C, H, W]");
+  STD_TORCH_CHECK(features.dim() == 4 && features.is_cpu() && features.numel() > 0,
+                  "features must be a CPU tensor [B, C, H, W] with no empty dimension");
   Cam call{};
   call.batch = features.size(0);
   call.channels = features.size(1);
@@ -152,6 +157,16 @@ Cam describe(const Tensor& features, const Tensor& gradients, bool elementwise) 
   return call;
 }
 
+// Both views must share shape and types: the kernels take them from the first.
+void check_alike(const Tensor& features, const Tensor& aug_features, const Cam& view, const Cam& aug_view) {
+  bool same = view.features_type == aug_view.features_type && view.gradients_type == aug_view.gradients_type &&
+              view.weighting == aug_view.weighting;
+  for (Index dimension = 0; dimension < 4; ++dimension) {
+    same = same && features.size(dimension) == aug_features.size(dimension);
+  }
+  STD_TORCH_CHECK(same, "aug_features and aug_gradients must have the shapes and dtypes of features and gradients");
+}
+
 Resample describe(Index batch, Index height, Index width, bool float64, const Tensor& transform, Index size_h,
                   Index size_w, double eps, Index objective) {
   Resample call{};
@@ -164,7 +179,9 @@ Resample describe(Index batch, Index height, Index width, bool float64, const Te
   call.objective = Objective(objective);
   call.float64 = float64;
   STD_TORCH_CHECK(objective >= 0 && objective <= 2, "objective must be 0 (released), 1 (paper) or 2 (mse)");
-  STD_TORCH_CHECK(size_h >= 1 && size_w >= 1, "height and width of the view must be at least 1");
+  constexpr Index largest = Index(1) << 16;
+  STD_TORCH_CHECK(size_h >= 1 && size_w >= 1 && size_h <= largest && size_w <= largest,
+                  "height and width of the view must be 1 to 65536 pixels");
   if (transform.dim() == 2) {
     check(transform, "transform", {batch, 5}, ScalarType::Long);
     call.crops = static_cast<const Index*>(transform.const_data_ptr());
@@ -178,6 +195,9 @@ Resample describe(Index batch, Index height, Index width, bool float64, const Te
 double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.mutable_data_ptr()); }
 
 double scalar(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1 && (type == ScalarType::Float || type == ScalarType::Double),
+                  "grad_loss must be one float32 or float64 number on the CPU");
   return tensor.scalar_type() == ScalarType::Double ? *static_cast<const double*>(tensor.const_data_ptr())
                                                     : *static_cast<const float*>(tensor.const_data_ptr());
 }
@@ -224,7 +244,7 @@ std::tuple<Tensor, Tensor> cam_backward(const Tensor& grad_heatmaps, const Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor> resample(const Tensor& heatmaps, const Tensor& aug_heatmaps,
                                                     const Tensor& transform, Index size_h, Index size_w, double eps,
                                                     Index objective) {
-  STD_TORCH_CHECK(heatmaps.dim() == 3, "heatmaps must be [B, H, W]");
+  STD_TORCH_CHECK(heatmaps.dim() == 3 && heatmaps.numel() > 0, "heatmaps must be [B, H, W] with no empty dimension");
   const ScalarType type = heatmaps.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "heatmaps must be float32 or float64");
   const Index batch = heatmaps.size(0), height = heatmaps.size(1), width = heatmaps.size(2);
@@ -248,8 +268,10 @@ std::tuple<Tensor, Tensor> resample_backward(const Tensor& grad_rows, const Tens
                                              const Tensor& grad_positives, const Tensor& heatmaps,
                                              const Tensor& aug_heatmaps, const Tensor& transform, const Tensor& state,
                                              Index size_h, Index size_w, double eps, Index objective) {
+  STD_TORCH_CHECK(heatmaps.dim() == 3 && heatmaps.numel() > 0, "heatmaps must be [B, H, W] with no empty dimension");
   const Index batch = heatmaps.size(0), height = heatmaps.size(1), width = heatmaps.size(2);
   const ScalarType type = heatmaps.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "heatmaps must be float32 or float64");
   ResampleBackward call{};
   call.forward = describe(batch, height, width, type == ScalarType::Double, transform, size_h, size_w, eps, objective);
   const Index length = call.forward.objective == Objective::mse ? 0 : height * width;
@@ -274,7 +296,7 @@ std::tuple<Tensor, Tensor> resample_backward(const Tensor& grad_rows, const Tens
 
 Contrast describe(const Tensor& rows, const Tensor& keys, const Tensor& positives, const Tensor& row_losses,
                   double temperature) {
-  STD_TORCH_CHECK(rows.dim() == 2, "rows must be [B, N]");
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) > 0, "rows must be [B, N] with B > 0");
   const ScalarType type = rows.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "rows must be float32 or float64");
   const Index batch = rows.size(0), length = rows.size(1);
@@ -294,6 +316,7 @@ Contrast describe(const Tensor& rows, const Tensor& keys, const Tensor& positive
 
 std::tuple<Tensor, Tensor> contrast(const Tensor& rows, const Tensor& keys, const Tensor& positives,
                                     double temperature) {
+  STD_TORCH_CHECK(rows.dim() == 2, "rows must be [B, N]");
   Tensor row_losses = make({rows.size(0)}, ScalarType::Double);
   const double loss = chosen().contrast(describe(rows, keys, positives, row_losses, temperature), &parallel_for);
   return {scalar_tensor(loss, rows.scalar_type()), row_losses};
@@ -317,6 +340,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cgc(
   Cgc call{};
   call.views[0] = describe(features, gradients, elementwise);
   call.views[1] = describe(aug_features, aug_gradients, elementwise);
+  check_alike(features, aug_features, call.views[0], call.views[1]);
   const Index batch = call.views[0].batch, channels = call.views[0].channels, positions = call.views[0].positions;
   const Index height = features.size(2), width = features.size(3);
   const ScalarType type = accumulator(features);
@@ -357,6 +381,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cgc_backward(
   const Tensor* inputs[4] = {&features, &gradients, &aug_features, &aug_gradients};
   Tensor grads[4];
   for (Index i = 0; i < 4; ++i) grads[i] = wanted(*inputs[i], (needs >> i & 1) != 0);
+  STD_TORCH_CHECK(features.dim() == 4, "features must be [B, C, H, W]");
   const Index batch = features.size(0), height = features.size(2), width = features.size(3);
   const ScalarType type = accumulator(features);
   const bool float64 = type == ScalarType::Double;
@@ -370,6 +395,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cgc_backward(
     cam.grad_features = writable(grads[2 * view]);
     cam.grad_gradients = writable(grads[2 * view + 1]);
   }
+  check_alike(features, aug_features, call.views[0].forward, call.views[1].forward);
+  const Index length = Objective(objective) == Objective::mse ? 0 : height * width;
+  check(rows, "rows", {batch, length}, type);
+  check(keys, "keys", {batch, length}, type);
   Tensor grad_rows = torch::stable::empty_like(rows), grad_keys = torch::stable::empty_like(keys);
   Tensor grad_positives = torch::stable::empty_like(positives);
   call.contrast = {describe(rows, keys, positives, row_losses, temperature), scalar(grad_loss), writable(grad_rows),
