@@ -36,6 +36,7 @@ double cgc(const Cgc& call, ParallelFor parallel_for) {
   });
   double loss = 0;
   if (resample.objective == Objective::mse) {
+    for (index_t i = 0; i < resample.batch; ++i) call.contrast.row_losses[i] = 0;
     loss = mean_of(resample.batch, resample.positives, square) / double(resample.size_h * resample.size_w);
   } else {
     loss = contrast<Acc>(call.contrast, parallel_for);
