@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from cases import EVERY_BACKEND, VIEWS, simple_case
+from cases import CPP, EVERY_BACKEND, VIEWS, simple_case
 from compare import assert_close, assert_same_bits
 from torch import nn
+from torch.autograd import forward_ad
 
 from cgc_kernels import CropFlip, cgc_loss, double_backward, gradcam, heatmap_loss
 
@@ -157,3 +158,15 @@ def test_create_graph_leaves_first_derivatives_right(backend):
 
 def test_the_message_says_what_to_do():
     assert "build the penalty from other terms" in double_backward.MESSAGE
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_forward_mode_is_refused(backend):
+    """An operator without a forward-mode formula drops the tangent and gives 0."""
+    case = simple_case()
+    features, gradients = case.views[:2]
+    with pytest.raises(RuntimeError, match="reverse mode, got a forward-mode tangent"):
+        torch.func.jvp(lambda f: gradcam(f, gradients, backend=backend).sum(), (features,), (features,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="reverse mode"):
+        dual = forward_ad.make_dual(features, torch.ones_like(features))
+        cgc_loss((dual, gradients), case.views[2:], case.transform, backend=backend, **case.settings)
