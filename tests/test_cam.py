@@ -217,8 +217,11 @@ def test_nan_stays_in_its_sample(backend, weighting, layout):
         assert heatmaps[1, 1, 1].isnan()
         assert heatmaps[[0, 2]].isfinite().all()
         assert grads[1 - which][1].isnan().any(), "a NaN must reach the gradient of the other factor"
-        for grad in grads:
+        _, expected = heatmaps_and_grads(*pair, weighting, "reference")
+        for grad, expected_grad in zip(grads, expected, strict=True):
             assert grad[[0, 2]].isfinite().all()
+            assert torch.equal(grad.isnan(), expected_grad.isnan())
+            assert_close(grad.nan_to_num(), expected_grad.nan_to_num(), 1e-12)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

@@ -21,6 +21,32 @@ index_t block_channels(index_t channels, index_t positions) {
   return minimum(channels, lines * row > 16384 ? index_t(1) : lines * repeat);
 }
 
+// sums[r] = sum_i scale(i) values[r][i] of at most 4 rows of `count` values; four at once, since each horizontal sum
+// waits for its own chain of additions.
+template <class Acc, class T, class F>
+void row_sums(const T* values, index_t count, index_t rows, F&& scale, Acc* sums) {
+  if (rows == 4) {
+    const T *b = values + count, *c = b + count, *d = c + count;
+    Acc first = 0, second = 0, third = 0, fourth = 0;
+#pragma omp simd reduction(+ : first, second, third, fourth)
+    for (index_t i = 0; i < count; ++i) {
+      const Acc factor = scale(i);
+      first += factor * Acc(load(values[i]));
+      second += factor * Acc(load(b[i]));
+      third += factor * Acc(load(c[i]));
+      fourth += factor * Acc(load(d[i]));
+    }
+    sums[0] = first, sums[1] = second, sums[2] = third, sums[3] = fourth;
+    return;
+  }
+  for (index_t r = 0; r < rows; ++r) {
+    Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index_t i = 0; i < count; ++i) sum += scale(i) * Acc(load(values[r * count + i]));
+    sums[r] = sum;
+  }
+}
+
 template <class A, class G, class Acc>
 class CamSample {
  public:
@@ -53,22 +79,14 @@ class CamSample {
     for (index_t c = 0; c < channels; c += 4) {
       const index_t rows = minimum(index_t(4), channels - c);
       Acc weight[4] = {0, 0, 0, 0};
-      for (index_t r = 0; r < rows; ++r) {
-        if (call_.weighting == Weighting::mean) {
-          weight[r] = weights[c + r] = row_mean(gradients + (c + r) * positions);
-        } else {
-          weight[r] = Acc(load(gradients[c + r]));
-        }
+      if (call_.weighting == Weighting::mean) {
+        row_sums<Acc>(gradients + c * positions, positions, rows, [](index_t) { return Acc(1); }, weight);
+        for (index_t r = 0; r < rows; ++r) weights[c + r] = weight[r] /= Acc(positions);
+      } else {
+        for (index_t r = 0; r < rows; ++r) weight[r] = Acc(load(gradients[c + r]));
       }
       add_rows(features + c * positions, rows, weight, heatmap);
     }
-  }
-
-  Acc row_mean(const G* row) const {
-    Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (index_t p = 0; p < call_.positions; ++p) sum += Acc(load(row[p]));
-    return sum / Acc(call_.positions);
   }
 
   void add_rows(const A* a, index_t rows, const Acc* weight, Acc* heatmap) const {
@@ -197,8 +215,7 @@ class CamBackwardSample {
     if (cam_.weighting == Weighting::elementwise) {
       elementwise(features, gradients, offset);
     } else {
-      if (grad_features_.wanted()) pooled_features(gradients, offset);
-      if (grad_gradients_.wanted()) pooled_gradients(features, sample * cam_.channels);
+      pooled(features, gradients, offset, sample * cam_.channels);
     }
     stream_fence();
   }
@@ -237,18 +254,26 @@ class CamBackwardSample {
     }
   }
 
-  void pooled_features(const G* gradients, index_t offset) {
-    const index_t channels = cam_.channels, positions = cam_.positions;
-    for (index_t start = 0, row = 0; start < channels * positions; start += unit_, ++row) {
-      const index_t count = minimum(unit_, channels * positions - start);
-      A* out = grad_features_.begin(offset + start);
-      if (cam_.channels_last) {
-        multiply(gradients, row, count, out);
-      } else {
-        outer(gradients + row * block_, count / positions, out);
+  // Block by block both gradients, so that reading and writing overlap.
+  void pooled(const A* features, const G* gradients, index_t offset, index_t gradient_offset) {
+    const index_t total = cam_.channels * cam_.positions;
+    for (index_t c = 0; c < cam_.channels; ++c) sums_[c] = 0;
+    for (index_t start = 0, row = 0; start < total; start += unit_, ++row) {
+      const index_t count = minimum(unit_, total - start);
+      if (grad_features_.wanted()) {
+        A* out = grad_features_.begin(offset + start);
+        if (cam_.channels_last) {
+          multiply(gradients, row, count, out);
+        } else {
+          outer(gradients + row * block_, count / cam_.positions, out);
+        }
+        grad_features_.commit(offset + start, count);
       }
-      grad_features_.commit(offset + start, count);
+      if (grad_gradients_.wanted()) add_products(features + start, row, count);
     }
+    if (!grad_gradients_.wanted()) return;
+    G* out = static_cast<G*>(call_.grad_gradients) + gradient_offset;
+    for (index_t c = 0; c < cam_.channels; ++c) out[c] = store<G>(sums_[c]);
   }
 
   void outer(const G* weights, index_t rows, A* out) const {
@@ -260,26 +285,22 @@ class CamBackwardSample {
     }
   }
 
-  void pooled_gradients(const A* features, index_t offset) {
-    const index_t channels = cam_.channels, positions = cam_.positions;
+  // Adds features * delta, summed over the positions of the block, to the channels' sums.
+  void add_products(const A* features, index_t row, index_t count) const {
     const Acc* delta = delta_;
-    Acc* sums = sums_;
-    for (index_t c = 0; c < channels; ++c) sums[c] = 0;
-    for (index_t p = 0; p < positions && cam_.channels_last; ++p) {
-      const A* a = features + p * channels;
-      const Acc d = delta[p];
+    if (cam_.channels_last) {
+      const Acc d = delta[row];
+      Acc* sums = sums_;
 #pragma omp simd
-      for (index_t c = 0; c < channels; ++c) sums[c] += Acc(load(a[c])) * d;
+      for (index_t c = 0; c < count; ++c) sums[c] += Acc(load(features[c])) * d;
+      return;
     }
-    for (index_t c = 0; c < channels && !cam_.channels_last; ++c) {
-      const A* a = features + c * positions;
-      Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (index_t p = 0; p < positions; ++p) sum += Acc(load(a[p])) * delta[p];
-      sums[c] = sum;
+    const index_t positions = cam_.positions, rows = count / positions;
+    for (index_t r = 0; r < rows; r += 4) {
+      row_sums<Acc>(
+          features + r * positions, positions, minimum(index_t(4), rows - r), [=](index_t p) { return delta[p]; },
+          sums_ + row * block_ + r);
     }
-    G* out = static_cast<G*>(call_.grad_gradients) + offset;
-    for (index_t c = 0; c < channels; ++c) out[c] = store<G>(sums[c]);
   }
 
   const CamBackward& call_;
