@@ -305,7 +305,8 @@ def values_that_round(dtype):
     tiny = torch.tensor([1e-45, 1e-44, 1e-40, 1.1754944e-38, 2.98e-8, 5.96e-8, 6.1e-5])
     base = torch.cat([finite, middle, beyond, tiny])
     up, down = base.nextafter(torch.tensor(torch.inf)), base.nextafter(torch.tensor(-torch.inf))
-    every = torch.cat([base, up, down, torch.tensor([float("nan")])])
+    nan = torch.tensor([0x7FC00000, 0x7F800001, 0x7FBFFFFF, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    every = torch.cat([base, up, down, nan])
     return torch.cat([every, -every])
 
 

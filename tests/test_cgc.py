@@ -134,6 +134,18 @@ def test_mean_square_is_two_minus_two_cosines(backend):
     assert_close(evaluate(case, backend)[0], (2 - 2 * positives(case).mean()) / 99, 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_mean_square_of_identical_views_is_never_negative(backend, dtype):
+    for seed in range(30):
+        case = simple_case(
+            batch=4, side=(4, 7), seed=seed, objective="mse", transform=CropFlip.identity(4, (9, 11))
+        ).to(dtype)
+        loss, grads = evaluate(case._replace(views=case.views[:2] * 2), backend)
+        assert 0 <= loss < (1e-10 if dtype == torch.float32 else 1e-16)
+        assert all(grad.isfinite().all() for grad in grads.values())
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("transform", ["crop", "warp"])
 @pytest.mark.parametrize("weighting", ["pooled", "gradcam", "elementwise"])
