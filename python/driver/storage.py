@@ -12,7 +12,7 @@ def replacing(path: Path):
     """Give a temporary path to write; when the block ends well, it takes the place of `path` in one step.
 
     Example:
-        >>> with replacing(Path("/tmp/replaced.txt")) as path:
+        >>> with replacing(Path("runs/replaced.txt")) as path:
         ...     _ = path.write_text("whole")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
