@@ -160,7 +160,8 @@ def test_the_message_says_what_to_do():
     assert "build the penalty from other terms" in double_backward.MESSAGE
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when its forward mode is first used
+# torch's own, when its forward mode is first used
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("backend", [CPP])
 def test_forward_mode_is_refused(backend):
     """An operator without a forward-mode formula drops the tangent and gives 0."""

@@ -15,6 +15,9 @@ from torch.library import opcheck
 
 import cgc_kernels
 
+# opcheck's own, under torch 2.14.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
 OPS = ("cam", "resample", "contrast", "cgc")
 NAMES = tuple(name for op in OPS for name in (op, f"{op}_backward"))
 needs_library = pytest.mark.skipif(CPP.marks[0].args[0], reason=CPP.marks[0].kwargs["reason"])

@@ -27,5 +27,5 @@ def contrast(rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, te
 def _block_sum(rows, keys, positives, first, temperature):
     """Sum of the losses of rows first, first + 1, ...; logits are taken relative to the positive, which then is 0."""
     own = torch.arange(len(rows), device=rows.device)[:, None] + first
-    similarities = (rows @ keys.T).scatter(1, own, positives[:, None])
-    return ((similarities - positives[:, None]) / temperature).logsumexp(dim=1).sum()
+    similarities = (rows @ keys.T).scatter_(1, own, positives[:, None])
+    return similarities.sub_(positives[:, None]).div_(temperature).logsumexp(dim=1).sum()
