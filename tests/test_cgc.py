@@ -168,7 +168,7 @@ def test_nan_in_one_sample_makes_the_loss_nan(backend, weighting, transform, obj
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_infinity_is_never_a_finite_loss_by_accident(backend, objective):
-    """inf / inf is NaN: an overflowed feature must show."""
+    """inf / inf is NaN: an overflowed feature is not hidden."""
     for view in (0, 2):
         case = simple_case(objective=objective)
         case.views[view + 1].abs_()
