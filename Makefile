@@ -2,7 +2,7 @@
 #   make train PYTHON=python3.12 TORCH="torch==2.14.0"
 #   make test  TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH ?= torch==2.14.1 torchvision==0.29.1
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()))")
 
 VENV := .venv
