@@ -1,13 +1,34 @@
-"""torch.library operators of the compiled kernels, one file per stage.
+"""torch.library operators of the kernels, one file per stage, defined once and given to every fused backend.
 
-Schema, fake kernel and autograd are defined here in Python and exist without the compiled library, which only adds the
-kernels. What a backward needs beside the inputs is an extra output of its forward, without a gradient.
+Schema, fake kernel and autograd are defined here in Python and exist without any kernel: the compiled libraries add
+theirs for the CPU and for CUDA to the namespace cgc_kernels, Triton's are in cgc_kernels_triton. What a backward needs
+beside the inputs is an extra output of its forward, without a gradient.
 """
 
-from .cam import cam
-from .cgc import cgc, heatmap_loss
-from .contrast import contrast
-from .library import processor, unavailable, versions
-from .resample import resample
+import functools
+from typing import NamedTuple
 
-__all__ = ["cam", "cgc", "contrast", "heatmap_loss", "processor", "resample", "unavailable", "versions"]
+from .. import chain
+from . import cam, cgc, contrast, resample
+from .library import COMPILED, Namespace, processor, unavailable, versions
+
+
+class Stages(NamedTuple):
+    """The stages of one namespace, their chain for heatmaps from anywhere, and the three fused."""
+
+    cam: functools.partial
+    resample: functools.partial
+    contrast: functools.partial
+    heatmap_loss: functools.partial
+    cgc: functools.partial
+
+
+def define(namespace: Namespace) -> Stages:
+    """Define the operators of every stage in `namespace`."""
+    stages = {module.__name__.rpartition(".")[2]: module.define(namespace) for module in (cam, resample, contrast, cgc)}
+    return Stages(**stages, heatmap_loss=functools.partial(chain.heatmap_loss, stages["resample"], stages["contrast"]))
+
+
+compiled = define(COMPILED)
+
+__all__ = ["Namespace", "Stages", "compiled", "define", "processor", "unavailable", "versions"]

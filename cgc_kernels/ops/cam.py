@@ -1,19 +1,29 @@
 """Stage cam: features, gradients -> heatmaps."""
 
+import functools
+
 import torch
 
 from ..double_backward import DependingOn
 from ..options import accumulation_dtype
-from .library import define
+from .library import Namespace
 
 
-def cam(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torch.Tensor:
+def define(namespace: Namespace):
+    """Define the stage's operators; returns the stage as a function."""
+    backward = namespace.define("cam_backward", _BACKWARD_SCHEMA, _fake_backward)
+    return functools.partial(
+        cam, namespace.define("cam", _SCHEMA, fake_cam, _setup_context, functools.partial(_backward, backward))
+    )
+
+
+def cam(operator, features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torch.Tensor:
     """Heatmaps ReLU(sum_c weight_c * A_c), [B, H, W]; features and gradients are each read once.
 
     features: A, [B, C, H, W]; gradients: G, [B, C, H, W] or pooled [B, C]; weighting: "gradcam" or "elementwise".
     """
     features, gradients = prepare(features, gradients, weighting)
-    return _cam(features, gradients, weighting == "elementwise")[0]
+    return operator(features, gradients, weighting == "elementwise")[0]
 
 
 def prepare(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,23 +74,15 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(heatmaps, features, weights if ctx.gradients else gradients)
 
 
-def _backward(ctx, grad_heatmaps, _):
+def _backward(operator, ctx, grad_heatmaps, _):
     need_features, need_gradients, _ = ctx.needs_input_grad
-    grads = _cam_backward(grad_heatmaps.contiguous(), *ctx.saved_tensors, need_features, need_gradients)
+    grads = operator(grad_heatmaps.contiguous(), *ctx.saved_tensors, need_features, need_gradients)
     grad_gradients = spread(grads[1], *ctx.gradients) if need_gradients and ctx.gradients else grads[1]
     return grads[0] if need_features else None, grad_gradients if need_gradients else None, None
 
 
-_cam = define(
-    "cam",
-    "(Tensor features, Tensor gradients, bool elementwise) -> (Tensor heatmaps, Tensor weights)",
-    fake_cam,
-    _setup_context,
-    _backward,
-)
-_cam_backward = define(
-    "cam_backward",
+_SCHEMA = "(Tensor features, Tensor gradients, bool elementwise) -> (Tensor heatmaps, Tensor weights)"
+_BACKWARD_SCHEMA = (
     "(Tensor grad_heatmaps, Tensor heatmaps, Tensor features, Tensor gradients, bool need_features, "
-    "bool need_gradients) -> (Tensor grad_features, Tensor grad_gradients)",
-    _fake_backward,
+    "bool need_gradients) -> (Tensor grad_features, Tensor grad_gradients)"
 )

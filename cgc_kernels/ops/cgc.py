@@ -1,21 +1,26 @@
-"""The three stages fused, and their chain for heatmaps from anywhere."""
+"""The three stages fused."""
 
 import functools
 
 import torch
 
-from .. import chain
 from ..options import OBJECTIVES, Options
 from ..transforms import CropFlip
 from .cam import fake_cam, pools, prepare, spread, wanted
-from .contrast import contrast
-from .library import define
-from .resample import fake_rows, pack, resample
+from .library import Namespace
+from .resample import fake_rows, pack
 
-heatmap_loss = functools.partial(chain.heatmap_loss, resample, contrast)
+
+def define(namespace: Namespace):
+    """Define the operators; returns the loss as a function."""
+    backward = namespace.define("cgc_backward", _BACKWARD_SCHEMA, _fake_backward)
+    return functools.partial(
+        cgc, namespace.define("cgc", _SCHEMA, _fake, _setup_context, functools.partial(_backward, backward))
+    )
 
 
 def cgc(
+    operator,
     features: torch.Tensor,
     gradients: torch.Tensor,
     aug_features: torch.Tensor,
@@ -34,7 +39,7 @@ def cgc(
         options.consistency,
         options.eps,
     )
-    return _cgc(*views, pack(transform), *settings)[0]
+    return operator(*views, pack(transform), *settings)[0]
 
 
 def _fake(features, gradients, aug_features, aug_gradients, transform, *settings):
@@ -67,10 +72,10 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(features, gradients, aug_features, aug_gradients, transform, heatmaps, *saved)
 
 
-def _backward(ctx, grad_loss, *_):
+def _backward(operator, ctx, grad_loss, *_):
     wanted = ctx.needs_input_grad[:4]
     needs = sum(1 << i for i, want in enumerate(wanted) if want)
-    grads = list(_cgc_backward(grad_loss, *ctx.saved_tensors, *ctx.settings, needs))
+    grads = list(operator(grad_loss, *ctx.saved_tensors, *ctx.settings, needs))
     for i, want in enumerate(wanted):
         if not want:
             grads[i] = None
@@ -82,17 +87,11 @@ def _backward(ctx, grad_loss, *_):
 _SETTINGS = "int height, int width, float temperature, bool elementwise, int objective, float consistency, float eps"
 _VIEWS = "Tensor features, Tensor gradients, Tensor aug_features, Tensor aug_gradients, Tensor transform"
 _SAVED = "Tensor heatmaps, Tensor rows, Tensor keys, Tensor positives, Tensor row_losses, Tensor state"
-_cgc = define(
-    "cgc",
+_SCHEMA = (
     f"({_VIEWS}, {_SETTINGS}) -> (Tensor loss, Tensor heatmaps, Tensor weights, Tensor rows, Tensor keys, "
-    "Tensor positives, Tensor row_losses, Tensor state)",
-    _fake,
-    _setup_context,
-    _backward,
+    "Tensor positives, Tensor row_losses, Tensor state)"
 )
-_cgc_backward = define(
-    "cgc_backward",
+_BACKWARD_SCHEMA = (
     f"(Tensor grad_loss, {_VIEWS}, {_SAVED}, {_SETTINGS}, int needs) "
-    "-> (Tensor grad_features, Tensor grad_gradients, Tensor grad_aug_features, Tensor grad_aug_gradients)",
-    _fake_backward,
+    "-> (Tensor grad_features, Tensor grad_gradients, Tensor grad_aug_features, Tensor grad_aug_gradients)"
 )

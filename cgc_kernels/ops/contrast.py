@@ -1,16 +1,28 @@
 """Stage contrast: rows, keys, positives -> loss; similarities live in tiles, [B, B] is never stored."""
 
+import functools
+
 import torch
 
-from .library import define
+from .library import Namespace
 
 
-def contrast(rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, temperature: float) -> torch.Tensor:
+def define(namespace: Namespace):
+    """Define the stage's operators; returns the stage as a function."""
+    backward = namespace.define("contrast_backward", _BACKWARD_SCHEMA, _fake_backward)
+    return functools.partial(
+        contrast, namespace.define("contrast", _SCHEMA, _fake, _setup_context, functools.partial(_backward, backward))
+    )
+
+
+def contrast(
+    operator, rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """Mean cross-entropy of the logits <row_i, key_j> / temperature, j != i, against positives_i / temperature.
 
     rows, keys: [B, N]; positives: [B], float64. A batch of one has no negatives: loss 0.
     """
-    return _contrast(rows.contiguous(), keys.contiguous(), positives.double().contiguous(), temperature)[0]
+    return operator(rows.contiguous(), keys.contiguous(), positives.double().contiguous(), temperature)[0]
 
 
 def _fake(rows, keys, positives, temperature):
@@ -28,20 +40,12 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*tensors, row_losses)
 
 
-def _backward(ctx, grad_loss, _):
-    return *_contrast_backward(grad_loss, *ctx.saved_tensors, ctx.temperature), None
+def _backward(operator, ctx, grad_loss, _):
+    return *operator(grad_loss, *ctx.saved_tensors, ctx.temperature), None
 
 
-_contrast = define(
-    "contrast",
-    "(Tensor rows, Tensor keys, Tensor positives, float temperature) -> (Tensor loss, Tensor row_losses)",
-    _fake,
-    _setup_context,
-    _backward,
-)
-_contrast_backward = define(
-    "contrast_backward",
+_SCHEMA = "(Tensor rows, Tensor keys, Tensor positives, float temperature) -> (Tensor loss, Tensor row_losses)"
+_BACKWARD_SCHEMA = (
     "(Tensor grad_loss, Tensor rows, Tensor keys, Tensor positives, Tensor row_losses, float temperature) "
-    "-> (Tensor grad_rows, Tensor grad_keys, Tensor grad_positives)",
-    _fake_backward,
+    "-> (Tensor grad_rows, Tensor grad_keys, Tensor grad_positives)"
 )

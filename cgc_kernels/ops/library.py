@@ -1,4 +1,4 @@
-"""The operator library: definitions, and the compiled kernels where they were built."""
+"""Operator namespaces, and the compiled kernels where they were built."""
 
 import json
 import platform
@@ -9,20 +9,33 @@ import torch
 from .. import double_backward
 from .._version import __version__
 
-NAMESPACE = "cgc_kernels"
 REMEDY = "install a C++17 compiler and run: CGC_CPP=1 pip install --no-build-isolation --force-reinstall --no-deps ."
 
 _FOLDER = Path(__file__).parent.parent
-_definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def define(name: str, schema: str, fake, setup_context=None, backward=double_backward.refuse):
-    """Define operator `name`: its schema, its fake kernel and its autograd formula; returns the operator."""
-    _definitions.define(f"{name}{schema}")
-    qualified = f"{NAMESPACE}::{name}"
-    torch.library.register_fake(qualified, fake)
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+class Namespace:
+    """Operators without kernels; these come from a compiled library or from :meth:`implement`."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._library = torch.library.Library(name, "FRAGMENT")
+
+    def define(self, name: str, schema: str, fake, setup_context=None, backward=double_backward.refuse):
+        """Define operator `name`: its schema, its fake kernel and its autograd formula; returns the operator."""
+        self._library.define(f"{name}{schema}")
+        qualified = f"{self.name}::{name}"
+        torch.library.register_fake(qualified, fake)
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+        return getattr(getattr(torch.ops, self.name), name).default
+
+    def define_plain(self, schema: str) -> None:
+        """Define an operator that takes no tensor."""
+        self._library.define(schema)
+
+    def implement(self, name: str, kernel, device_type: str) -> None:
+        """Make a Python function the kernel of operator `name` on one type of device."""
+        self._library.impl(name, kernel, device_type.upper())
 
 
 def _load() -> str | None:
@@ -66,5 +79,6 @@ def versions() -> dict:
     }
 
 
-_definitions.define("instruction_set() -> str")
+COMPILED = Namespace("cgc_kernels")
+COMPILED.define_plain("instruction_set() -> str")
 _failure = _load()

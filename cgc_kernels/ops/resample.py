@@ -1,16 +1,27 @@
 """Stage resample: heatmaps, transform -> unit rows and positives, as H x W algebra (docs/mathematics.md, section 2)."""
 
+import functools
+
 import torch
 
 from ..options import OBJECTIVES
 from ..transforms import CropFlip
-from .library import define
+from .library import Namespace
 
 # Per sample: P_y o P_x^T, Q_y o Q_x and P_y^T a P_x (or the warp's counterparts), which the backward starts from.
 STATE_MAPS = 3
 
 
+def define(namespace: Namespace):
+    """Define the stage's operators; returns the stage as a function."""
+    backward = namespace.define("resample_backward", _BACKWARD_SCHEMA, _fake_backward)
+    return functools.partial(
+        resample, namespace.define("resample", _SCHEMA, _fake, _setup_context, functools.partial(_backward, backward))
+    )
+
+
 def resample(
+    operator,
     heatmaps: torch.Tensor,
     aug_heatmaps: torch.Tensor,
     transform: CropFlip | torch.Tensor,
@@ -20,7 +31,7 @@ def resample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unit coarse rows [B, H * W], keys [B, H * W] and positives [B] (float64) of heatmaps [B, H, W]."""
     settings = (*image_size, eps, OBJECTIVES.index(objective))
-    return _resample(heatmaps.contiguous(), aug_heatmaps.contiguous(), pack(transform), *settings)[:3]
+    return operator(heatmaps.contiguous(), aug_heatmaps.contiguous(), pack(transform), *settings)[:3]
 
 
 def pack(transform: CropFlip | torch.Tensor) -> torch.Tensor:
@@ -54,23 +65,17 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(heatmaps, aug_heatmaps, transform, state)
 
 
-def _backward(ctx, grad_rows, grad_keys, grad_positives, _):
+def _backward(operator, ctx, grad_rows, grad_keys, grad_positives, _):
     upstream = (g.contiguous() for g in (grad_rows, grad_keys, grad_positives))
-    return *_resample_backward(*upstream, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+    return *operator(*upstream, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
 
 
 _SETTINGS = "int height, int width, float eps, int objective"
-_resample = define(
-    "resample",
+_SCHEMA = (
     f"(Tensor heatmaps, Tensor aug_heatmaps, Tensor transform, {_SETTINGS}) "
-    "-> (Tensor rows, Tensor keys, Tensor positives, Tensor state)",
-    _fake,
-    _setup_context,
-    _backward,
+    "-> (Tensor rows, Tensor keys, Tensor positives, Tensor state)"
 )
-_resample_backward = define(
-    "resample_backward",
+_BACKWARD_SCHEMA = (
     "(Tensor grad_rows, Tensor grad_keys, Tensor grad_positives, Tensor heatmaps, Tensor aug_heatmaps, "
-    f"Tensor transform, Tensor state, {_SETTINGS}) -> (Tensor grad_heatmaps, Tensor grad_aug_heatmaps)",
-    _fake_backward,
+    f"Tensor transform, Tensor state, {_SETTINGS}) -> (Tensor grad_heatmaps, Tensor grad_aug_heatmaps)"
 )
