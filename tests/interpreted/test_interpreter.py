@@ -211,6 +211,12 @@ def test_a_float_argument_is_float32():
     assert out.item() == 1 / float(np.float32(0.1)) != 1 / 0.1
 
 
+def test_a_float_argument_is_float64_where_annotated():
+    out = torch.zeros(1, dtype=torch.float64)
+    kernels.divide_exactly[(1,)](torch.ones(1, dtype=torch.float64), out, 0.1)
+    assert out.item() == 1 / 0.1
+
+
 def test_infinity_is_a_value_not_a_warning():
     out = torch.zeros(1)
     kernels.divide[(1,)](torch.ones(1), out, 0.0)

@@ -33,7 +33,7 @@ def _implement(namespace: Namespace) -> None:
 
 
 def _run(stage, name, *arguments):
-    return getattr(importlib.import_module(f".{stage}", __package__), name)(*arguments)
+    return getattr(importlib.import_module(f".kernels.{stage}", __package__), name)(*arguments)
 
 
 _NAMESPACE = Namespace("cgc_kernels_triton")

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ...ops.resample import fake_rows
-from ...options import NEAR_DEAD_SUM, OBJECTIVES
+from ....ops.resample import fake_rows
+from ....options import NEAR_DEAD_SUM, OBJECTIVES
 from .geometry import cropping, product, upsampling, warped
 from .launch import STEP, WARP_STEP, check_map, on_device_of, padded, triton_dtype
 

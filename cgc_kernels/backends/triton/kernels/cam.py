@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ...ops.cam import pools, wanted
-from ...options import accumulation_dtype
+from ....ops.cam import pools, wanted
+from ....options import accumulation_dtype
 from .launch import LARGEST_SAMPLE, check_map, on_device_of, split, streaming, triton_dtype
 
 POOLED, MEAN, ELEMENTWISE = (tl.constexpr(i) for i in range(3))

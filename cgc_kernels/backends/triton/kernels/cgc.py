@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...ops.cam import wanted
+from ....ops.cam import wanted
 from .cam import partial_sums, relu_gradient, stream_gradients, tiling
 from .contrast import contrast_gradients, contrast_loss, mean_square_loss
 from .launch import on_device_of
