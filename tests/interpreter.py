@@ -4,7 +4,7 @@
 
 - bfloat16: dots, arithmetic and comparisons on the values, not on the bit patterns; casts round to nearest even;
 - `tl.dot` of float32 in tf32 rounds its operands to tf32, and its shapes must be those a tensor core takes;
-- a Python float given to a kernel is float32, as in a real launch;
+- a Python float given to a kernel is float32, as in a real launch, or float64 where the parameter is annotated so;
 - a lane that is masked off and has no `other` reads NaN (integers: their largest value), for it is undefined;
 - every load, store and atomic must stay inside the tensor its pointer came from, else `OutOfBounds`;
 - autotuning needs no driver: every configuration runs;
@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from triton.runtime import autotuner, interpreter
 from triton.runtime.interpreter import TensorHandle
+from triton.runtime.jit import _normalize_ty
 
 SECTOR = 32  # bytes: the unit in which a GPU reads and writes its memory
 KINDS = ("load", "store", "atomic")
@@ -228,7 +229,14 @@ class _Executor(interpreter.GridExecutor):
         args, kwargs = super()._init_args_hst(args_dev, kwargs)
         for name, value in [*zip(self.arg_names, args, strict=False), *kwargs.items()]:
             _State.launch.add(name, value)
-        return args, kwargs
+        args = [self._annotated(name, value) for name, value in zip(self.arg_names, args, strict=False)]
+        return args, {name: self._annotated(name, value) for name, value in kwargs.items()}
+
+    def _annotated(self, name, value):
+        """A float whose parameter is annotated tl.float64 as such a tensor; anything else as it is."""
+        if isinstance(value, float) and _normalize_ty(self.fn.__annotations__.get(name, "")) == "fp64":
+            return tl.tensor(TensorHandle(np.array([value]), tl.float64), tl.float64)
+        return value
 
 
 class _Language:

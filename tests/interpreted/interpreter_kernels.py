@@ -58,6 +58,11 @@ def divide(x, out, divisor):
 
 
 @triton.jit
+def divide_double(x, out, divisor: tl.float64):
+    tl.store(out, tl.load(x) / divisor)
+
+
+@triton.jit
 def _square(x):
     return x * x
 
