@@ -155,6 +155,24 @@ def test_only_kernels_are_mutated():
     assert python("pass") == cpp("") == set()
 
 
+def test_cpp_functions_of_every_form():
+    source = """
+template <class T, int N = (3 > 2)> __global__ void __launch_bounds__(256) named(T* out) { *out = 1 + N; }
+struct Cursor {
+  explicit Cursor(int element, int size) : at(element / size), rest(element % size) { check(at); }
+  bool operator<(const Cursor& other) const { return at < other.at; }
+  static constexpr int width = 1 + 1;
+  int at, rest;
+};
+constexpr int table[] = {1 + 1, 2};
+const auto twice = make(1 + 1);
+auto trailing(int a) -> int { return a - 1; }
+"""
+    found = cpp_source.mutants("file", source)
+    assert {m.function for m in found} == {"named", "Cursor", "<", "trailing"}
+    assert {m.kind for m in found if m.function == "Cursor"} == {"product", "index", "statement"}
+
+
 def test_a_comment_between_operands_is_left_alone():
     assert ("sign", "- b)") in {(m.kind, m.mutated) for m in python_source.mutants("file", PYTHON % SPLIT)}
 

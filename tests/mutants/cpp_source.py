@@ -33,6 +33,7 @@ TYPES = {"struct", "class", "union", "enum", "namespace"}
 LEFT_ALONE = {"static_assert", "constexpr", "using", "typedef", "template", "alignas", "extern", "asm", "goto"}
 NOT_A_STATEMENT = LEFT_ALONE | {"return", "if", "for", "while", "do", "else", "switch", "break", "continue", "default"}
 NOT_A_STATEMENT |= {"const", "auto", "static", "__shared__", "throw"}
+ATTRIBUTES = {"__launch_bounds__", "__attribute__", "alignas", "decltype", "noexcept", "explicit"}
 OPEN, CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 
 
@@ -65,13 +66,13 @@ def mutants(file: str, source: str) -> list[Mutant]:
 
 
 def functions(all_tokens: list[Token]) -> Iterator[tuple[str, int, int]]:
-    """Name of each function, and the tokens of its body: from its first brace to its last."""
+    """Name of each function, and the tokens of its body, a constructor's initialisers included: first and last."""
     at, head = 0, 0
     while at < len(all_tokens):
         text = all_tokens[at].text
         if text == "{" and (name := _function_name(all_tokens[head:at])):
             last = matching(all_tokens, at)
-            yield name, at, last
+            yield name, _initialisers(all_tokens, head, at), last
             at = head = last + 1
             continue
         if text in ("{", "}", ";") or (text == ":" and all_tokens[at - 1].text in ("public", "private", "protected")):
@@ -90,12 +91,17 @@ def _function_name(head: list[Token]) -> str | None:
             if depth <= 0:
                 break
         texts = texts[at:]
-    if "(" not in texts:
+    named = [i for i in range(1, len(texts)) if texts[i] == "(" and texts[i - 1] not in ATTRIBUTES]
+    if not named or "=" in texts[: named[0]] or TYPES & set(texts[: named[0]]):
         return None
-    before = texts[: texts.index("(")]
-    if TYPES & set(before) or "=" in before or not before:
-        return None
-    return before[-1]
+    return texts[named[0] - 1]
+
+
+def _initialisers(all_tokens: list[Token], head: int, at: int) -> int:
+    """The colon between a constructor's parameters and its body at `at`, if there is one, else `at`."""
+    while head < at and all_tokens[head].text != ":":
+        head = matching(all_tokens, head) + 1 if all_tokens[head].text == "(" else head + 1
+    return head
 
 
 def matching(all_tokens: list[Token], at: int) -> int:
@@ -117,7 +123,7 @@ class _Body:
         self.names: dict[str, int] = {}
         head = first
         while head > 0 and all_tokens[head - 1].text not in ("{", "}", ";"):
-            head -= 1
+            head -= 1  # names of parameters count
         for i in range(head, last):
             if all_tokens[i].kind == "name":
                 self.names.setdefault(all_tokens[i].text, i)
