@@ -205,11 +205,15 @@ def test_a_dot_must_be_as_large_as_the_compiler_demands():
 # ---- The rest
 
 
-def test_a_float_argument_is_float32_unless_annotated():
+def test_a_float_argument_is_float32():
     out = torch.zeros(1, dtype=torch.float64)
     kernels.divide[(1,)](torch.ones(1, dtype=torch.float64), out, 0.1)
     assert out.item() == 1 / float(np.float32(0.1)) != 1 / 0.1
-    kernels.divide_double[(1,)](torch.ones(1, dtype=torch.float64), out, 0.1)
+
+
+def test_a_float_argument_is_float64_where_annotated():
+    out = torch.zeros(1, dtype=torch.float64)
+    kernels.divide_exactly[(1,)](torch.ones(1, dtype=torch.float64), out, 0.1)
     assert out.item() == 1 / 0.1
 
 

@@ -39,7 +39,7 @@ BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
 TARGETS = {
     "triton": Target(
-        sources=("cgc_kernels/backends/triton/*.py",),
+        sources=("cgc_kernels/backends/triton/**/*.py",),
         generate=python_source.mutants,
         tests=((*PYTEST, "tests/interpreted/*{stage}*.py"), (*PYTEST, "tests/interpreted")),
         ignored_files=BINARIES[:2],
