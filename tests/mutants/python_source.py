@@ -22,7 +22,7 @@ REDUCTIONS = ("sum", "max", "min", "argmax", "argmin", "cumsum", "expand_dims")
 WRAPPERS = ("abs", "sqrt", "rsqrt", "exp", "exp2", "log", "log2", "floor", "ceil", "trans")
 # Neither checks nor hints to the compiler change what is computed; a range that is no power of two only fails to run.
 LEFT_ALONE = ("static_assert", "static_print", "device_assert", "device_print", "arange", "multiple_of")
-LEFT_ALONE += ("max_contiguous", "max_constancy", "debug_barrier", "assume")
+LEFT_ALONE += ("max_contiguous", "max_constancy", "assume")
 HINTS = ("num_stages", "num_warps", "eviction_policy", "cache_modifier", "loop_unroll_factor", "sem", "scope", "dtype")
 
 
