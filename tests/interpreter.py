@@ -10,138 +10,25 @@
 - autotuning needs no driver: every configuration runs;
 - NaN and infinity are values, not warnings; errors come as they were raised; device functions are called faster.
 
-`counting()` counts launches, bytes, sectors and dots, `program_order(seed)` permutes the programs of every launch.
+`counting()` counts launches, bytes, sectors and dots, `program_order(seed)` permutes the programs of every launch,
+`without_races()` raises `Race` where the result depends on their order.
 """
 
 import contextlib
 import random
 import warnings
-from collections import Counter
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
-import torch
 import triton
 import triton.language as tl
+from interpreter_memory import Argument, Counts, Dot, Launch, OutOfBounds, Race, Races, Traffic
 from triton.runtime import autotuner, interpreter
 from triton.runtime.interpreter import TensorHandle
 from triton.runtime.jit import _normalize_ty
 
-SECTOR = 32  # bytes: the unit in which a GPU reads and writes its memory
-KINDS = ("load", "store", "atomic")
-
-
-class OutOfBounds(IndexError):
-    """A kernel touched memory outside the tensor that its pointer came from."""
-
-
-class Traffic(NamedTuple):
-    """What tl.load, tl.store or atomics moved.
-
-    bytes: distinct ones, access by access (one access: one call in one program); sectors: distinct 32-byte ones.
-    """
-
-    bytes: int = 0
-    sectors: int = 0
-    accesses: int = 0
-
-    @property
-    def sector_use(self) -> float:
-        """The part of the touched sectors that was asked for, 0 to 1; 1 where nothing was."""
-        return self.bytes / (SECTOR * self.sectors) if self.sectors else 1.0
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-class Dot(NamedTuple):
-    """One tl.dot: dtype of its operands, of its accumulator, and its precision: ieee, tf32, tf32x3, ..."""
-
-    operands: str
-    accumulator: str
-    precision: str
-
-
-class Argument:
-    """A tensor given to a launch: the bytes a kernel may touch through it."""
-
-    def __init__(self, launch: "Launch", name: str, tensor: torch.Tensor):
-        self.launch, self.name, self.tensor = launch, name, tensor
-        self.start = tensor.data_ptr()
-        last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        self.stop = self.start + (last + 1) * tensor.element_size() if tensor.numel() else self.start
-
-    def __str__(self) -> str:
-        return f"{self.name} {tuple(self.tensor.shape)} of {self.launch.kernel}"
-
-
-class Launch:
-    """One launch: kernel, grid, tensors by parameter name."""
-
-    def __init__(self, kernel: str):
-        self.kernel, self.grid = kernel, (0, 0, 0)
-        self.arguments: dict[int, Argument] = {}  # by id of the tensor
-
-    def add(self, name: str, value) -> None:
-        if isinstance(value, tuple):
-            for i, item in enumerate(value):
-                self.add(f"{name}[{i}]", item)
-        elif isinstance(value := getattr(value, "base", value), torch.Tensor):
-            self.arguments[id(value)] = Argument(self, name, value)
-
-
-class Counts:
-    """What ran inside `counting()`."""
-
-    def __init__(self):
-        self.launches: list[Launch] = []
-        self.dots: Counter[Dot] = Counter()
-        self._traffic: dict[tuple[Argument, str], Traffic] = {}
-
-    def loads(self, tensor: torch.Tensor | None = None) -> Traffic:
-        """What was loaded from `tensor`, given to kernels whole or in parts; None: from everything.
-
-        LookupError if no kernel was given it: a typing error must not look like no traffic.
-        """
-        return self._sum("load", tensor)
-
-    def stores(self, tensor: torch.Tensor | None = None) -> Traffic:
-        """What was stored to `tensor`, or to everything."""
-        return self._sum("store", tensor)
-
-    def atomics(self, tensor: torch.Tensor | None = None) -> Traffic:
-        """What atomics changed in `tensor`, or in everything."""
-        return self._sum("atomic", tensor)
-
-    def rounded_dots(self) -> list[Dot]:
-        """The kinds of dot that rounded float32 operands (tf32 and its relatives)."""
-        return [dot for dot in self.dots if dot.operands == "fp32" and dot.precision != "ieee"]
-
-    def __str__(self) -> str:
-        """A table: kernel, parameter, kind, bytes, use of sectors."""
-        rows: dict[tuple[str, str, str], Traffic] = {}
-        for (argument, kind), traffic in self._traffic.items():
-            key = argument.launch.kernel, argument.name, kind
-            rows[key] = rows.get(key, Traffic()) + traffic
-        return "\n".join(
-            f"{kernel:32} {name:24} {kind:6} {t.bytes:12,} B {t.sector_use:4.0%} of {t.sectors:,} sectors"
-            for (kernel, name, kind), t in rows.items()
-        )
-
-    def _sum(self, kind, tensor):
-        given = [argument for launch in self.launches for argument in launch.arguments.values()]
-        if tensor is not None:
-            whole = Argument(Launch(""), "", tensor)
-            given = [a for a in given if whole.start <= a.start and a.stop <= whole.stop]
-            if not given:
-                raise LookupError(f"no kernel was given this tensor {tuple(tensor.shape)}, or a part of it")
-        return sum((self._traffic.get((argument, kind), Traffic()) for argument in given), Traffic())
-
-    def _add(self, kind, argument, addresses, size):
-        distinct = np.unique(addresses)
-        sectors = np.unique(np.concatenate([distinct, distinct + np.uint64(size - 1)]) // np.uint64(SECTOR))
-        traffic = Traffic(distinct.size * size, sectors.size, 1)
-        self._traffic[argument, kind] = self._traffic.get((argument, kind), Traffic()) + traffic
+__all__ = ["Counts", "Dot", "OutOfBounds", "Race", "Traffic", "counting", "only_configuration", "program_order"]
+__all__ += ["repair", "unfit", "without_races"]
 
 
 class _State:
@@ -151,6 +38,7 @@ class _State:
     counts: Counts | None = None
     seed: int | None = None
     configuration: int | None = None
+    races = False
     launch = Launch("")
 
 
@@ -191,6 +79,11 @@ def program_order(seed: int | None):
     return _state(seed=seed)
 
 
+def without_races():
+    """Raise Race if a program depends on another one of its launch that no atomic and barrier put before it."""
+    return _state(races=True)
+
+
 def only_configuration(index: int):
     """Of an autotuned kernel run only one configuration; without this all run, and the last one's results stay."""
     return _state(configuration=index)
@@ -217,6 +110,7 @@ class _Executor(interpreter.GridExecutor):
             warnings.simplefilter("ignore", RuntimeWarning)
             if _State.counts:
                 _State.counts.launches.append(_State.launch)
+            _State.launch.races = Races() if _State.races else None
             everything = interpreter._patch_lang(_Language)
             try:
                 super().__call__(*args, **kwargs)
@@ -343,8 +237,8 @@ def _poison(dtype: np.dtype, is_bf16: bool):
     return dtype.type(True if dtype.kind == "b" else np.iinfo(dtype).max)
 
 
-def _access(kind: str, pointers: TensorHandle, mask: TensorHandle | None) -> None:
-    """Check, and count if asked to, the lanes that are not masked off."""
+def _access(kind: str, pointers: TensorHandle, mask: TensorHandle | None, semantics=None) -> None:
+    """Check, and count if asked to, the lanes that are not masked off; semantics: of an atomic."""
     addresses, size = pointers.data, max(1, pointers.get_element_ty().primitive_bitwidth // 8)
     if mask is not None:
         lanes = np.asarray(mask.data)
@@ -355,11 +249,22 @@ def _access(kind: str, pointers: TensorHandle, mask: TensorHandle | None) -> Non
         inside = (outside >= argument.start) & (outside <= argument.stop - size)
         if _State.counts and inside.any():
             _State.counts._add(kind, argument, outside[inside], size)
+        if _State.launch.races and inside.any():
+            _look_for_races(kind, argument, outside[inside], size, semantics)
         outside = outside[~inside]
     if outside.size:
         where = f"{known}, {int(outside[0]) - known.start} bytes from its start" if known else "every tensor"
         program = interpreter.interpreter_builder.grid_idx
         raise OutOfBounds(f"{kind} of {outside.size} lanes outside {where}, in program {program}")
+
+
+def _look_for_races(kind, argument, addresses, size, semantics):
+    races, program = _State.launch.races, interpreter.interpreter_builder.program()
+    if kind != "atomic":
+        races.access(kind, program, argument, addresses, size)
+    else:
+        acquires, releases = (semantics.name in (name, "ACQUIRE_RELEASE") for name in ("ACQUIRE", "RELEASE"))
+        races.atomic(program, addresses.tolist(), acquires, releases)
 
 
 BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift)
@@ -378,6 +283,15 @@ class _Builder(interpreter.InterpreterBuilder):
     def set_grid_idx(self, x, y, z):
         _, ny, nz = self.grid_dim
         super().set_grid_idx(*self.order[(x * ny + y) * nz + z])
+
+    def program(self):
+        """Number of the program that runs."""
+        (_, ny, nz), (x, y, z) = self.grid_dim, self.grid_idx
+        return (x * ny + y) * nz + z
+
+    def create_barrier(self):
+        if _State.launch.races:
+            _State.launch.races.barrier(self.program())
 
     def get_bf16(self, value):
         return TensorHandle(_narrow(np.array([value], dtype=np.float32)), tl.bfloat16)
@@ -428,12 +342,12 @@ class _Builder(interpreter.InterpreterBuilder):
         _access("store", ptrs, mask)
         return super().create_masked_store(ptrs, value, mask, *rest)
 
-    def create_atomic_rmw(self, op, ptr, val, mask, *rest):
-        _access("atomic", ptr, mask)
+    def create_atomic_rmw(self, op, ptr, val, mask, sem, scope):
+        _access("atomic", ptr, mask, sem)
         if _is_bf16(val):
             raise NotImplementedError("atomics on bfloat16 are not repaired")
-        return super().create_atomic_rmw(op, ptr, val, mask, *rest)
+        return super().create_atomic_rmw(op, ptr, val, mask, sem, scope)
 
-    def create_atomic_cas(self, ptr, *rest):
-        _access("atomic", ptr, None)
-        return super().create_atomic_cas(ptr, *rest)
+    def create_atomic_cas(self, ptr, cmp, val, sem, scope):
+        _access("atomic", ptr, None, sem)
+        return super().create_atomic_cas(ptr, cmp, val, sem, scope)

@@ -53,6 +53,25 @@ def order_of_programs(ticket, out, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def sum_by_the_last(x, parts, counter, out, SEM: tl.constexpr, BARRIER: tl.constexpr, BLOCK: tl.constexpr):
+    program, at = tl.program_id(0), tl.arange(0, BLOCK)
+    tl.store(parts + program * BLOCK + at, tl.load(x + program * BLOCK + at))
+    if BARRIER:
+        tl.debug_barrier()
+    if tl.atomic_add(counter, 1, sem=SEM) == tl.num_programs(0) - 1:
+        total = tl.zeros([BLOCK], tl.float32)
+        for i in range(tl.num_programs(0)):
+            total += tl.load(parts + i * BLOCK + at)
+        tl.store(out, tl.sum(total))
+
+
+@triton.jit
+def shift(x, out, BY: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at + BY))
+
+
+@triton.jit
 def divide_exactly(x, out, divisor: tl.float64):
     tl.store(out, tl.load(x) / divisor)
 

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 from compare import assert_close, assert_same_bits
-from interpreter import Dot, OutOfBounds, Traffic, counting, only_configuration, program_order, repair, unfit
+from interpreter import (
+    Dot,
+    OutOfBounds,
+    Race,
+    Traffic,
+    counting,
+    only_configuration,
+    program_order,
+    repair,
+    unfit,
+    without_races,
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +181,46 @@ def test_programs_are_permuted_by_a_seed():
     for seed in range(3):
         assert order((4, 5), seed) != ascending
         assert sorted(order((4, 5), seed)) == ascending
+
+
+# ---- Races
+
+
+def sum_by_the_last(sem="acq_rel", barrier=True):
+    x, out, counter = torch.arange(16.0), torch.zeros(1), torch.zeros(1, dtype=torch.int32)
+    with without_races(), program_order(1):
+        kernels.sum_by_the_last[(4,)](x, torch.zeros(16), counter, out, SEM=sem, BARRIER=barrier, BLOCK=4)
+    assert out.item() == 120
+
+
+def test_the_last_program_may_read_what_all_have_stored():
+    sum_by_the_last()
+
+
+WITHOUT_ORDER = [("relaxed", True), ("release", True), ("acquire", True), ("acq_rel", False)]
+
+
+@pytest.mark.parametrize(("sem", "barrier"), WITHOUT_ORDER)
+def test_without_order_it_may_not(sem, barrier):
+    with pytest.raises(Race, match=r"load of parts \(16,\) of \w+ by program \d after a store by program \d"):
+        sum_by_the_last(sem, barrier)
+
+
+@pytest.mark.parametrize(("first", "second", "earlier"), [(0, 4, "store"), (4, 0, "load"), (2, 0, "load")])
+def test_programs_that_overlap_race(first, second, earlier):
+    """One program stores what another one loads, later or earlier."""
+    x = torch.arange(16.0)
+    given = x[first : first + 8], x[second : second + 8]
+    kernels.shift[(2,)](*given, BY=0, BLOCK=4)
+    with without_races():
+        kernels.shift[(2,)](given[0], torch.zeros(8), BY=0, BLOCK=4)
+        with pytest.raises(Race, match=f"by program 1 after a {earlier} by program 0"):
+            kernels.shift[(2,)](*given, BY=0, BLOCK=4)
+
+
+def test_programs_that_store_to_one_place_race():
+    with without_races(), pytest.raises(Race, match=r"store of out .* by program 1 after a store by program 0"):
+        kernels.divide[(2,)](torch.ones(1), torch.ones(1), 2.0)
 
 
 # ---- Dots

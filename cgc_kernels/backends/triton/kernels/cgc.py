@@ -111,10 +111,11 @@ def cgc_backward(
     if not maps["CROP"] and objective == 1:
         blocks = max(share.blocks, triton.cdiv(share.blocks * share.count, WARP_SPLITS))
         share = share._replace(blocks=blocks, count=triton.cdiv(share.blocks * share.count, blocks))
+    warps = maps.pop("num_warps")
     with on_device_of(features):
         cgc_backward_kernel[(len(features), share.count, 2)](
             grad_loss, *upstream, positives, heatmaps, transform, state, *views, *grads,
             features.shape[1], share.blocks, height, width, eps, consistency,
-            COMPUTE=maps.pop("D"), **maps, **streams, NEEDS=needs, num_warps=tile.num_warps,
+            COMPUTE=maps.pop("D"), **maps, **streams, NEEDS=needs, num_warps=max(tile.num_warps, warps),
         )  # fmt: skip
     return grads

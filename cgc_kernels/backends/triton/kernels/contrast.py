@@ -12,8 +12,11 @@ from .geometry import product
 from .launch import on_device_of, triton_dtype
 from .resample import MSE
 
-# Cells of two maps that a tile of similarities takes at once, and cells whose gradient a program sums.
-BLOCK_K = 64
+# Cells that a tile of similarities takes at once, and cells whose gradient a program sums.
+BLOCK_K = 32
+# Rows of a program: as few as a dot product takes, for a batch has few of them.
+BLOCK_M = 16
+BLOCK_N = 64
 # Row losses that the last program sums at once.
 SUM = tl.constexpr(1024)
 
@@ -151,24 +154,18 @@ def contrast_backward_kernel(
         tl.store(grad_positives + i, grad, mask=i < batch)
 
 
-def constants(batch: int, length: int, dtype: torch.dtype) -> dict:
+def constants(length: int, dtype: torch.dtype) -> dict:
     """Compile-time arguments of the kernels."""
-    return {
-        "LENGTH": length,
-        "BLOCK_K": min(BLOCK_K, max(16, triton.next_power_of_2(length))),
-        "BLOCK_M": 16 if batch <= 1024 else 64,
-        "BLOCK_N": 64 if dtype != torch.float64 else 32,
-        "D": triton_dtype(dtype),
-    }
+    return {"LENGTH": length, "BLOCK_K": BLOCK_K, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "D": triton_dtype(dtype)}
 
 
 def contrast_loss(rows, keys, positives, temperature, consistency, counter, objective):
     """Launch the forward; counter: a zero, int32."""
     batch, length = rows.shape
     loss, row_losses = rows.new_empty(()), torch.empty_like(positives)
-    fixed = constants(batch, length, rows.dtype)
+    fixed = constants(length, rows.dtype)
     with on_device_of(rows):
-        contrast_kernel[(triton.cdiv(batch, fixed["BLOCK_M"]),)](
+        contrast_kernel[(triton.cdiv(batch, BLOCK_M),)](
             rows, keys, positives, row_losses, loss, counter, batch, temperature, consistency,
             OBJECTIVE=objective, **fixed,
         )  # fmt: skip
@@ -187,8 +184,8 @@ def contrast_gradients(grad_loss, rows, keys, positives, row_losses, temperature
     """Launch the backward; grad_positives include the consistency term's."""
     batch, length = rows.shape
     grads = torch.empty_like(rows), torch.empty_like(keys), torch.empty_like(positives)
-    fixed = constants(batch, length, rows.dtype)
-    grid = (triton.cdiv(batch, fixed["BLOCK_M"]), 2, triton.cdiv(length, fixed["BLOCK_K"]))
+    fixed = constants(length, rows.dtype)
+    grid = (triton.cdiv(batch, BLOCK_M), 2, triton.cdiv(length, BLOCK_K))
     with on_device_of(rows):
         contrast_backward_kernel[grid](
             grad_loss, rows, keys, positives, row_losses, *grads, batch, temperature, consistency, **fixed

@@ -11,8 +11,10 @@ import triton.language as tl
 LARGEST_SIDE = 32  # cells along one axis of a heatmap
 LARGEST_SAMPLE = 2**31 - 1  # elements: offsets inside a sample are 32 bits wide
 
+# Positions of the three tiles. Lanes beyond H * W idle, which costs nothing: streaming waits for memory.
+POSITIONS = (64, 256, 1024)
 # Elements of a tile: with four warps, 32 for each thread, which keeps enough 16-byte loads in flight to reach DRAM's
-# bandwidth at half occupancy; twice as many would spill where features and gradients are both held.
+# bandwidth at low occupancy; more would spill where features and gradients are both held.
 TILE = 4096
 # Contiguous bytes of channels in a tile of channels_last features: a whole sector.
 SECTOR = 32
@@ -20,16 +22,16 @@ SECTOR = 32
 SPLIT_CHANNELS = 64
 # Programs for each multiprocessor: two rounds of those that fit.
 PROGRAMS = 16
-# Pixels of an axis handled at once; dot products want 16 at least.
-STEP = 32
-# Pixels of a row of the view handled at once by a warp, whose rows follow each other.
-WARP_STEP = 128
+# Pixels of an axis handled at once by a crop; dot products want 16 at least.
+CROP_STEP = 32
+# Multiply-adds of a dot product over pixels of a warped row: the compiler unrolls them all.
+WARP_PRODUCT = 32768
 
 
 class Streaming(NamedTuple):
     """Tiles of the kernels that stream features: [block, positions] of [channels, H * W]."""
 
-    positions: int  # H * W rounded up to a power of two
+    positions: int  # at least H * W
     block: int  # channels of a tile
     num_warps: int
 
@@ -43,9 +45,9 @@ class Splits(NamedTuple):
 
 def streaming(positions: int, itemsize: int) -> Streaming:
     """The tile for maps of H * W positions and features of `itemsize` bytes."""
-    padded = max(16, triton.next_power_of_2(positions))
-    block = max(TILE // padded, SECTOR // itemsize)
-    return Streaming(padded, block, 4 if padded * block <= TILE else 8)
+    room = next(room for room in POSITIONS if positions <= room)
+    block = max(TILE // room, SECTOR // itemsize)
+    return Streaming(room, block, 4 if room * block <= TILE else 8)
 
 
 def split(channels: int, samples: int, block: int, device: torch.device) -> Splits:
@@ -57,9 +59,20 @@ def split(channels: int, samples: int, block: int, device: torch.device) -> Spli
     return Splits(triton.cdiv(blocks, each), each)
 
 
-def padded(side: int) -> int:
-    """Cells along an axis, rounded up to what a dot product takes."""
-    return max(16, triton.next_power_of_2(side))
+class Maps(NamedTuple):
+    """Tiles of the kernels that hold whole heatmaps."""
+
+    height: int  # cells, rounded up to what a dot product takes
+    width: int
+    step: int  # pixels of the view handled at once
+    num_warps: int
+
+
+def maps(height: int, width: int, crop: bool) -> Maps:
+    """The tile for heatmaps of height x width under a crop, or under a warp."""
+    height, width = (max(16, triton.next_power_of_2(side)) for side in (height, width))
+    step = CROP_STEP if crop else WARP_PRODUCT // (height * width)
+    return Maps(height, width, step, 4 if height * width <= 256 else 8)
 
 
 def on_device_of(tensor: torch.Tensor):

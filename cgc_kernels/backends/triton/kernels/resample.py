@@ -10,7 +10,7 @@ import triton.language as tl
 from ....ops.resample import fake_rows
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
 from .geometry import cropping, product, upsampling, warped
-from .launch import STEP, WARP_STEP, check_map, on_device_of, padded, triton_dtype
+from .launch import check_map, maps, on_device_of, triton_dtype
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
 NEAR_DEAD = tl.constexpr(NEAR_DEAD_SUM)
@@ -83,10 +83,13 @@ def resample_kernel(
     if CROP:
         crop = transform + sample * 5
         p_y, q_y = cropping(size_h, tl.load(crop), tl.load(crop + 2), 0 * tl.load(crop), H, H2, STEP, D)
+        seen = product(p_y, original, D)
+        seen_gram = product(q_y, original, D)
+        aug_seen = product(tl.trans(p_y), augmented, D)
         p_x, q_x = cropping(size_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D)
-        seen = product(product(p_y, original, D), tl.trans(p_x), D)
-        seen_gram = product(product(q_y, original, D), q_x, D)
-        aug_seen = product(product(tl.trans(p_y), augmented, D), p_x, D)
+        seen = product(seen, tl.trans(p_x), D)
+        seen_gram = product(seen_gram, q_x, D)
+        aug_seen = product(aug_seen, p_x, D)
     else:
         inverse = transform + sample * 9
         seen, seen_gram, aug_seen = warped(original, augmented, inverse, size_h, size_w, False, H, W, H2, W2, STEP, D)
@@ -197,31 +200,33 @@ def resample_backward_kernel(
 
 
 def constants(height: int, width: int, transform: torch.Tensor, objective: int, dtype: torch.dtype) -> dict:
-    """Compile-time arguments of the kernels."""
+    """Compile-time arguments of the kernels, and the compiler's options."""
     crop = transform.dim() == 2
     double = OBJECTIVES[objective] == "mse" or dtype == torch.float64
+    tile = maps(height, width, crop)
     return {
         "H": height,
         "W": width,
-        "H2": padded(height),
-        "W2": padded(width),
-        "STEP": STEP if crop else WARP_STEP,
+        "H2": tile.height,
+        "W2": tile.width,
+        "STEP": tile.step,
         "CROP": crop,
         "OBJECTIVE": objective,
         "D": triton_dtype(torch.float64 if double else torch.float32),
+        "num_warps": tile.num_warps,
     }
 
 
-def resample_maps(maps, aug_maps, heatmaps, parts, transform, size, eps, objective, counter):
-    """Launch the forward; heatmaps: where to store them, or None if `maps` are heatmaps themselves, `parts` is 1."""
-    like = maps if heatmaps is None else heatmaps[0]
+def resample_maps(values, aug_values, heatmaps, parts, transform, size, eps, objective, counter):
+    """Launch the forward; heatmaps: where to store them, or None if `values` are heatmaps themselves, `parts` is 1."""
+    like = values if heatmaps is None else heatmaps[0]
     batch, height, width = like.shape
     rows, keys, positives, state = fake_rows(like, objective)
-    with on_device_of(maps):
+    with on_device_of(values):
         resample_kernel[(batch,)](
-            maps, aug_maps, maps if heatmaps is None else heatmaps, transform, rows, keys, positives, state, counter,
-            parts, *size, eps, FROM_SUMS=heatmaps is not None,
-            **constants(height, width, transform, objective, maps.dtype), num_warps=4,
+            values, aug_values, values if heatmaps is None else heatmaps, transform,
+            rows, keys, positives, state, counter, parts, *size, eps, FROM_SUMS=heatmaps is not None,
+            **constants(height, width, transform, objective, values.dtype),
         )  # fmt: skip
     return rows, keys, positives, state
 
@@ -241,6 +246,6 @@ def resample_backward(
     with on_device_of(heatmaps):
         resample_backward_kernel[(len(heatmaps), 2)](
             grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, transform, state, *grads, height, width, eps,
-            **constants(*heatmaps.shape[1:], transform, objective, heatmaps.dtype), num_warps=4,
+            **constants(*heatmaps.shape[1:], transform, objective, heatmaps.dtype),
         )  # fmt: skip
     return grads
