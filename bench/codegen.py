@@ -132,7 +132,7 @@ def recorded(case: str) -> Iterator[list[Launch]]:
     found, run = [], JITFunction.run
 
     def note(self, *arguments, grid, warmup, **named):
-        options = {"num_warps": named.pop("num_warps", 4)}
+        options = {name: named.pop(name) for name in ("num_warps", "maxnreg") if name in named}
         bound = self.signature.bind(*arguments, **named)
         found.append(Launch(case, self, dict(bound.arguments), options))
 
@@ -148,7 +148,9 @@ def specialised(launch: Launch, architecture: int) -> tuple[ASTSource, dict]:
     kernel, backend = launch.kernel, make_backend(GPUTarget("cuda", architecture, 32))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = bind(**launch.arguments, **launch.options, debug=False)
-    options, signature, constants, attributes = kernel._pack_args(backend, {}, bound, specialization, options)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, launch.options, bound, specialization, options
+    )
     return ASTSource(kernel, signature, constants, attributes), options.__dict__
 
 
@@ -157,7 +159,7 @@ def distinct(every: list[Launch], architecture: int) -> list[tuple[Launch, ASTSo
     found = {}
     for launch in every:
         source, options = specialised(launch, architecture)
-        found.setdefault((source.hash(), launch.options["num_warps"]), (launch, source, options))
+        found.setdefault((source.hash(), *launch.options.values()), (launch, source, options))
     return list(found.values())
 
 

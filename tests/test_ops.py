@@ -19,6 +19,7 @@ import cgc_kernels
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 OPS = ("cam", "resample", "contrast", "cgc")
+WEIGHTINGS = ("pooled", "gradcam", "elementwise")
 NAMES = tuple(name for op in OPS for name in (op, f"{op}_backward"))
 needs_library = pytest.mark.skipif(CPP.marks[0].args[0], reason=CPP.marks[0].kwargs["reason"])
 SIZE = (9, 11)

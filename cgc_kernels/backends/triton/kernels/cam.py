@@ -12,29 +12,37 @@ from ....options import accumulation_dtype
 from .launch import LARGEST_SAMPLE, check_map, on_device_of, split, streaming, triton_dtype
 
 POOLED, MEAN, ELEMENTWISE = (tl.constexpr(i) for i in range(3))
+# Memory formats of the two views: bit 0, the first is channels_last; bit 1, the second.
+CONTIGUOUS, BOTH_CHANNELS_LAST = tl.constexpr(0), tl.constexpr(3)
 
 
 @triton.jit
-def offsets(channel, position, channels, P: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+def offsets(channel, position, view, channels, P: tl.constexpr, LAYOUTS: tl.constexpr):
     """Places of a tile in a sample of features."""
-    if CHANNELS_LAST:
-        return position[None, :] * channels + channel[:, None]
-    return channel[:, None] * P + position[None, :]
+    if LAYOUTS == CONTIGUOUS:
+        place = channel[:, None] * P + position[None, :]
+    elif LAYOUTS == BOTH_CHANNELS_LAST:
+        place = position[None, :] * channels + channel[:, None]
+    else:
+        last = ((LAYOUTS >> view) & 1) != 0
+        place = channel[:, None] * tl.where(last, 1, P) + position[None, :] * tl.where(last, channels, 1)
+    return place
 
 
 @triton.jit
 def cam_kernel(
     features, gradients, aug_features, aug_gradients, sums, weights, channels, blocks,
     P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr,
-    WEIGHTING: tl.constexpr, CHANNELS_LAST: tl.constexpr, D: tl.constexpr,
+    WEIGHTING: tl.constexpr, LAYOUTS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Partial sums over the channels of one split, [views, B, splits, P], before the ReLU; weights [views, B, C]."""
     sample = tl.program_id(0).to(tl.int64)
     split_index = tl.program_id(1)
-    if tl.program_id(2) == 1:
+    view = tl.program_id(2)
+    if view == 1:
         features = aug_features
         gradients = aug_gradients
-    row = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + sample
+    row = view.to(tl.int64) * tl.num_programs(0) + sample
     position = tl.arange(0, P2)
     features += sample * P * channels
     gradients += sample * channels if WEIGHTING == POOLED else sample * P * channels
@@ -44,7 +52,7 @@ def cam_kernel(
         channel = first + tl.arange(0, BLOCK)
         real = channel < channels
         inside = real[:, None] & (position < P)[None, :]
-        place = offsets(channel, position, channels, P, CHANNELS_LAST)
+        place = offsets(channel, position, view, channels, P, LAYOUTS)
         if WEIGHTING == POOLED:
             weight = tl.load(gradients + channel, mask=real, other=0).to(D)[:, None]
         else:
@@ -62,9 +70,9 @@ def cam_kernel(
 
 @triton.jit
 def stream_gradients(
-    grad, features, gradients, grad_features, grad_gradients, start, stop, channels,
+    grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
     P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr, NEEDS: tl.constexpr,
-    WEIGHTING: tl.constexpr, CHANNELS_LAST: tl.constexpr, D: tl.constexpr,
+    WEIGHTING: tl.constexpr, LAYOUTS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one sample's channels start .. stop - 1 from that of its map before the ReLU, grad [P2].
 
@@ -76,7 +84,7 @@ def stream_gradients(
         channel = first + tl.arange(0, BLOCK)
         real = channel < channels
         inside = real[:, None] & (position < P)[None, :]
-        place = offsets(channel, position, channels, P, CHANNELS_LAST)
+        place = offsets(channel, position, view, channels, P, LAYOUTS)
         if NEEDS & 1:
             if WEIGHTING == POOLED:
                 weight = tl.load(gradients + channel, mask=real, other=0).to(D)[:, None]
@@ -104,7 +112,7 @@ def relu_gradient(heatmap, grad):
 def cam_backward_kernel(
     grad_heatmaps, heatmaps, features, gradients, grad_features, grad_gradients, channels, blocks,
     P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr, NEEDS: tl.constexpr,
-    WEIGHTING: tl.constexpr, CHANNELS_LAST: tl.constexpr, D: tl.constexpr,
+    WEIGHTING: tl.constexpr, LAYOUTS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one split of the channels of one sample."""
     sample = tl.program_id(0).to(tl.int64)
@@ -117,8 +125,8 @@ def cam_backward_kernel(
     stream_gradients(
         relu_gradient(heatmap, grad), features + base, gradients + pooled_base,
         grad_features + base, grad_gradients + pooled_base,
-        start, tl.minimum(start + blocks * BLOCK, channels), channels,
-        P, P2, BLOCK, NEEDS, WEIGHTING, CHANNELS_LAST, D,
+        0, start, tl.minimum(start + blocks * BLOCK, channels), channels,
+        P, P2, BLOCK, NEEDS, WEIGHTING, LAYOUTS, D,
     )  # fmt: skip
 
 
@@ -129,7 +137,7 @@ def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bo
     batch, channels, height, width = features.shape
     check(features)
     dtype = accumulation_dtype(features)
-    tile, share, constants = tiling(features, gradients, elementwise, len(views))
+    tile, share, constants = tiling([features for features, _ in views], gradients, elementwise)
     sums = features.new_empty((len(views), batch, share.count, height * width), dtype=dtype)
     averages = pools(gradients, elementwise)
     weights = features.new_empty((len(views), batch, channels) if averages else (len(views), 0), dtype=dtype)
@@ -141,18 +149,18 @@ def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bo
     return sums, weights
 
 
-def tiling(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool, views: int):
-    """Tile, split of the channels, and the kernels' compile-time arguments."""
-    batch, channels, height, width = features.shape
-    tile = streaming(height * width, features.element_size())
-    share = split(channels, views * batch, tile.block, features.device)
+def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: bool):
+    """Tile, split of the channels, and the kernels' compile-time arguments, for the features of one or two views."""
+    batch, channels, height, width = features[0].shape
+    tile = streaming(height * width, features[0].element_size())
+    share = split(channels, len(features) * batch, tile.block, features[0].device)
     constants = {
         "P": height * width,
         "P2": tile.positions,
         "BLOCK": tile.block,
         "WEIGHTING": weighting_of(gradients, elementwise),
-        "CHANNELS_LAST": not features.is_contiguous(),
-        "D": triton_dtype(features.dtype),
+        "LAYOUTS": sum((not view.is_contiguous()) << i for i, view in enumerate((features[0], features[-1]))),
+        "D": triton_dtype(features[0].dtype),
     }
     return tile, share, constants
 
@@ -183,7 +191,7 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool) -> t
 def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, need_gradients):
     """Kernel of operator cam_backward."""
     grads = wanted(features, need_features), wanted(gradients, need_gradients)
-    tile, share, constants = tiling(features, gradients, True, 1)
+    tile, share, constants = tiling([features], gradients, True)
     with on_device_of(features):
         cam_backward_kernel[(features.shape[0], share.count)](
             grad_heatmaps, heatmaps, features, gradients, *grads, features.shape[1], share.blocks,

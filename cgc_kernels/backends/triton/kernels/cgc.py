@@ -30,7 +30,7 @@ def cgc_backward_kernel(
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
     CROP: tl.constexpr, OBJECTIVE: tl.constexpr, COMPUTE: tl.constexpr,
     P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr, NEEDS: tl.constexpr,
-    WEIGHTING: tl.constexpr, CHANNELS_LAST: tl.constexpr, D: tl.constexpr,
+    WEIGHTING: tl.constexpr, LAYOUTS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one split of the channels of one view of one sample."""
     sample = tl.program_id(0).to(tl.int64)
@@ -66,13 +66,13 @@ def cgc_backward_kernel(
     grad_gradients += pooled_base
     if NEEDS & 3 == NEEDS >> 2 or view == 0:
         stream_gradients(
-            grad, features, gradients, grad_features, grad_gradients, start, stop, channels,
-            P, P2, BLOCK, NEEDS & 3, WEIGHTING, CHANNELS_LAST, D,
+            grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
+            P, P2, BLOCK, NEEDS & 3, WEIGHTING, LAYOUTS, D,
         )  # fmt: skip
     else:
         stream_gradients(
-            grad, features, gradients, grad_features, grad_gradients, start, stop, channels,
-            P, P2, BLOCK, NEEDS >> 2, WEIGHTING, CHANNELS_LAST, D,
+            grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
+            P, P2, BLOCK, NEEDS >> 2, WEIGHTING, LAYOUTS, D,
         )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def cgc_backward(
     upstream = rows, keys, positives
     if objective != MSE.value:
         upstream = contrast_gradients(grad_loss, rows, keys, positives, row_losses, temperature, consistency)
-    tile, share, streams = tiling(features, gradients, True, 2)
+    tile, share, streams = tiling([features, aug_features], gradients, True)
     maps = constants(*features.shape[2:], transform, objective, heatmaps.dtype)
     if not maps["CROP"] and objective == 1:
         blocks = max(share.blocks, triton.cdiv(share.blocks * share.count, WARP_SPLITS))

@@ -19,13 +19,14 @@ TILE = 4096
 # Contiguous bytes of channels in a tile of channels_last features: a whole sector.
 SECTOR = 32
 # Channels summed by a program before it pays for a partial sum: more splits than this cost more traffic than they hide.
-SPLIT_CHANNELS = 64
+SPLIT_CHANNELS = 128
 # Programs for each multiprocessor: two rounds of those that fit.
 PROGRAMS = 16
-# Pixels of an axis handled at once by a crop; dot products want 16 at least.
-CROP_STEP = 32
-# Multiply-adds of a dot product over pixels of a warped row: the compiler unrolls them all.
-WARP_PRODUCT = 32768
+# Registers of a thread of the kernels that run once a sample: left to itself, the assembler spills some of them to fit
+# more blocks on a multiprocessor than there are samples.
+REGISTERS = 255
+# Pixels of the view handled at once: the least that a dot product takes.
+STEP = 16
 
 
 class Streaming(NamedTuple):
@@ -64,15 +65,13 @@ class Maps(NamedTuple):
 
     height: int  # cells, rounded up to what a dot product takes
     width: int
-    step: int  # pixels of the view handled at once
     num_warps: int
 
 
-def maps(height: int, width: int, crop: bool) -> Maps:
-    """The tile for heatmaps of height x width under a crop, or under a warp."""
+def maps(height: int, width: int) -> Maps:
+    """The tile for heatmaps of height x width."""
     height, width = (max(16, triton.next_power_of_2(side)) for side in (height, width))
-    step = CROP_STEP if crop else WARP_PRODUCT // (height * width)
-    return Maps(height, width, step, 4 if height * width <= 256 else 8)
+    return Maps(height, width, 4 if height * width <= 256 else 8)
 
 
 def on_device_of(tensor: torch.Tensor):

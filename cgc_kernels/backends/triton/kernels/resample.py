@@ -10,7 +10,7 @@ import triton.language as tl
 from ....ops.resample import fake_rows
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
 from .geometry import cropping, product, upsampling, warped
-from .launch import check_map, maps, on_device_of, triton_dtype
+from .launch import REGISTERS, STEP, check_map, maps, on_device_of, triton_dtype
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
 NEAR_DEAD = tl.constexpr(NEAR_DEAD_SUM)
@@ -23,10 +23,9 @@ def exactly(value, D: tl.constexpr):
 
 
 @triton.jit
-def inverse_root(square, D: tl.constexpr):
+def inverse_root(square):
     """1 / sqrt; 0 for a map that sees nothing, so that its cosine and its gradient are 0."""
-    exact = square.to(tl.float64)
-    return tl.where(exact == 0, 0.0, 1 / tl.sqrt(tl.where(exact == 0, 1.0, exact))).to(D)
+    return tl.where(square == 0, 0, tl.rsqrt(tl.where(square == 0, 1, square)))
 
 
 @triton.jit
@@ -59,6 +58,8 @@ def resample_kernel(
     FROM_SUMS: tl.constexpr, CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One sample, from its heatmaps or from the partial sums of stage cam, whose heatmaps are then stored."""
+    step_h = 1 / size_h.to(tl.float64)
+    step_w = 1 / size_w.to(tl.float64)
     P: tl.constexpr = H * W
     sample = tl.program_id(0).to(tl.int64)
     if sample == 0:
@@ -73,29 +74,29 @@ def resample_kernel(
         tl.store(heatmaps + sample * P + place, original, mask=inside)
         tl.store(heatmaps + (tl.num_programs(0) + sample) * P + place, augmented, mask=inside)
 
-    gram_y, sums_y = upsampling(size_h, H, H2, STEP, D)
-    gram_x, sums_x = upsampling(size_w, W, W2, STEP, D)
+    gram_y, sums_y = upsampling(size_h, step_h, H, H2, STEP, D)
+    gram_x, sums_x = upsampling(size_w, step_w, W, W2, STEP, D)
     share = sums_y[:, None] * sums_x[None, :]
     small = exactly(eps, D)
     original, _ = normalised(original, share, small, inside)
     augmented, _ = normalised(augmented, share, small, inside)
-    image = product(product(gram_y, augmented, D), gram_x, D)
     if CROP:
         crop = transform + sample * 5
-        p_y, q_y = cropping(size_h, tl.load(crop), tl.load(crop + 2), 0 * tl.load(crop), H, H2, STEP, D)
-        seen = product(p_y, original, D)
-        seen_gram = product(q_y, original, D)
-        aug_seen = product(tl.trans(p_y), augmented, D)
-        p_x, q_x = cropping(size_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D)
-        seen = product(seen, tl.trans(p_x), D)
-        seen_gram = product(seen_gram, q_x, D)
-        aug_seen = product(aug_seen, p_x, D)
+        p_y, q_y = cropping(size_h, step_h, tl.load(crop), tl.load(crop + 2), 0, H, H2, STEP, D)
+        p_x, q_x = cropping(size_w, step_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D)
+        seen = product(product(p_y, original, D), tl.trans(p_x), D)
+        seen_gram = product(product(q_y, original, D), q_x, D)
+        aug_seen = product(product(tl.trans(p_y), augmented, D), p_x, D)
     else:
         inverse = transform + sample * 9
-        seen, seen_gram, aug_seen = warped(original, augmented, inverse, size_h, size_w, False, H, W, H2, W2, STEP, D)
+        seen, seen_gram, aug_seen = warped(
+            original, augmented, inverse, size_h, size_w, step_h, step_w, False, H, W, H2, W2, STEP, D
+        )
+    # Only now: what a product holds of the map would otherwise stay in registers through the loops above.
+    image = product(product(gram_y, augmented, D), gram_x, D)
 
-    aug_scale = inverse_root(dot(augmented, image), D)
-    seen_scale = inverse_root(dot(original, seen_gram), D)
+    aug_scale = inverse_root(dot(augmented, image))
+    seen_scale = inverse_root(dot(original, seen_gram))
     tl.store(positives + sample, (dot(augmented, seen) * aug_scale * seen_scale).to(tl.float64))
     state += sample * 3 * P
     tl.store(state + place, seen.to(tl.float64), mask=inside)
@@ -119,6 +120,8 @@ def map_gradient(
 
     grad_positive: float64, of this sample's positive; eps: [1] of type D.
     """
+    step_h = 1 / size_h.to(tl.float64)
+    step_w = 1 / size_w.to(tl.float64)
     P: tl.constexpr = H * W
     y = tl.arange(0, H2)[:, None]
     x = tl.arange(0, W2)[None, :]
@@ -126,8 +129,8 @@ def map_gradient(
     place = y * W + x
     heatmap = tl.load(heatmaps + sample * P + place, mask=inside, other=0).to(D)
     aug_heatmap = tl.load(aug_heatmaps + sample * P + place, mask=inside, other=0).to(D)
-    gram_y, sums_y = upsampling(size_h, H, H2, STEP, D)
-    gram_x, sums_x = upsampling(size_w, W, W2, STEP, D)
+    gram_y, sums_y = upsampling(size_h, step_h, H, H2, STEP, D)
+    gram_x, sums_x = upsampling(size_w, step_w, W, W2, STEP, D)
     share = sums_y[:, None] * sums_x[None, :]
     original, total = normalised(heatmap, share, eps, inside)
     augmented, aug_total = normalised(aug_heatmap, share, eps, inside)
@@ -135,8 +138,8 @@ def map_gradient(
     state += sample * 3 * P
     seen = tl.load(state + place, mask=inside, other=0).to(D)
     seen_gram = tl.load(state + P + place, mask=inside, other=0).to(D)
-    aug_scale = inverse_root(dot(augmented, image), D)
-    seen_scale = inverse_root(dot(original, seen_gram), D)
+    aug_scale = inverse_root(dot(augmented, image))
+    seen_scale = inverse_root(dot(original, seen_gram))
     grad_positive = grad_positive.to(D)
     radial = grad_positive * dot(augmented, seen) * aug_scale * seen_scale
 
@@ -149,12 +152,16 @@ def map_gradient(
             radial += seen_scale * dot(upstream, seen)
             if CROP:
                 crop = transform + sample * 5
-                p_y, _ = cropping(size_h, tl.load(crop), tl.load(crop + 2), 0 * tl.load(crop), H, H2, STEP, D)
-                p_x, _ = cropping(size_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D)
+                p_y, _ = cropping(size_h, step_h, tl.load(crop), tl.load(crop + 2), 0, H, H2, STEP, D)
+                p_x, _ = cropping(
+                    size_w, step_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D
+                )
                 arriving += product(product(tl.trans(p_y), upstream, D), p_x, D)
             else:
                 inverse = transform + sample * 9
-                _, _, back = warped(upstream, upstream, inverse, size_h, size_w, True, H, W, H2, W2, STEP, D)
+                _, _, back = warped(
+                    upstream, upstream, inverse, size_h, size_w, step_h, step_w, True, H, W, H2, W2, STEP, D
+                )
                 arriving += back
         grad = seen_scale * (arriving - radial * seen_scale * seen_gram)
     else:
@@ -203,13 +210,13 @@ def constants(height: int, width: int, transform: torch.Tensor, objective: int, 
     """Compile-time arguments of the kernels, and the compiler's options."""
     crop = transform.dim() == 2
     double = OBJECTIVES[objective] == "mse" or dtype == torch.float64
-    tile = maps(height, width, crop)
+    tile = maps(height, width)
     return {
         "H": height,
         "W": width,
         "H2": tile.height,
         "W2": tile.width,
-        "STEP": tile.step,
+        "STEP": STEP,
         "CROP": crop,
         "OBJECTIVE": objective,
         "D": triton_dtype(torch.float64 if double else torch.float32),
@@ -226,7 +233,7 @@ def resample_maps(values, aug_values, heatmaps, parts, transform, size, eps, obj
         resample_kernel[(batch,)](
             values, aug_values, values if heatmaps is None else heatmaps, transform,
             rows, keys, positives, state, counter, parts, *size, eps, FROM_SUMS=heatmaps is not None,
-            **constants(height, width, transform, objective, values.dtype),
+            **constants(height, width, transform, objective, values.dtype), maxnreg=REGISTERS,
         )  # fmt: skip
     return rows, keys, positives, state
 

@@ -1,0 +1,73 @@
+"""Stage resample as Triton kernels."""
+
+import pytest
+import test_ops
+import torch
+from cases import crop_flip, warp, with_inverse
+from compare import assert_close
+from torch.library import opcheck
+
+from cgc_kernels.backends import torch as peer
+from cgc_kernels.backends import triton
+
+pytestmark = test_ops.pytestmark
+
+SIZE = (23, 34)
+OUTPUTS = ("rows", "keys", "positives")
+
+
+def transform(kind, batch=3):
+    generator = torch.Generator().manual_seed(2)
+    if kind == "warp":
+        return with_inverse(warp(generator, SIZE, ["affine", "homography", "horizon"]))
+    return crop_flip(generator, SIZE, ["any", "border", "pixel"])
+
+
+@pytest.mark.parametrize("kind", ["crop", "warp"])
+@pytest.mark.parametrize("objective", ["released", "paper"])
+@pytest.mark.parametrize("side", [(4, 5), (17, 3), (3, 20), (1, 1)])
+def test_equals_torch(side, objective, kind):
+    maps = torch.rand(2, 3, *side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    shapes = (3, side[0] * side[1]), (3, side[0] * side[1]), (3,)
+    upstream = [torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    results = []
+    for backend in (triton, peer):
+        leaves = [m.clone().requires_grad_() for m in maps]
+        outputs = backend.resample(*leaves, transform(kind), SIZE, 1e-3, objective)
+        results.append([*outputs, *torch.autograd.grad(outputs, leaves, upstream)])
+    for ours, theirs, what in zip(*results, (*OUTPUTS, "heatmaps", "aug_heatmaps"), strict=True):
+        # A 1x1 map is constant whatever its value: its gradient is what rounding leaves of terms of order one.
+        assert_close(ours.detach(), theirs.detach(), 1e-11, floor=1.0, what=what)
+
+
+@pytest.mark.parametrize("kind", ["crop", "warp"])
+def test_float32_positives_of_mse_are_as_good_as_float64(kind):
+    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    positives = triton.resample(*maps, transform(kind), SIZE, 1e-8, "mse")[2]
+    exact = peer.resample(*maps.double(), transform(kind), SIZE, 1e-8, "mse")[2]
+    assert_close(positives, exact, 1e-13)
+
+
+def test_near_dead_heatmaps_have_damped_gradients():
+    maps = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    maps[:, 1] *= 1e-9
+    grads = []
+    for backend in (triton, peer):
+        leaves = [m.clone().requires_grad_() for m in maps]
+        backend.resample(*leaves, transform("crop"), SIZE, 1e-8, "released")[2].sum().backward()
+        grads.append([leaf.grad[i] for leaf in leaves for i in range(3)])
+    for i, (ours, theirs) in enumerate(zip(*grads, strict=True)):
+        # That of the one-pixel crop is what rounding leaves of terms of order one.
+        assert_close(ours, theirs, 1e-9, floor=1e-6, what=f"gradient {i}")
+
+
+@pytest.mark.parametrize("given", test_ops.RESAMPLES)
+def test_opcheck(given):
+    maps, (packed, *rest) = test_ops.resample_arguments(*given)
+    forward = torch.ops.cgc_kernels_triton.resample.default
+    opcheck(forward, (*test_ops.differentiable(*maps), packed, *rest))
+    rows, keys, positives, state = forward(*maps, packed, *rest)
+    upstream = [torch.rand_like(t) for t in (rows, keys, positives)]
+    backward = torch.ops.cgc_kernels_triton.resample_backward.default
+    opcheck(backward, (*upstream, *maps, packed, state, *rest))
