@@ -219,7 +219,7 @@ def test_programs_that_overlap_race(first, second, earlier):
 
 
 def test_programs_that_store_to_one_place_race():
-    with without_races(), pytest.raises(Race, match="store of out .* by program 1 after a store by program 0"):
+    with without_races(), pytest.raises(Race, match=r"store of out .* by program 1 after a store by program 0"):
         kernels.divide[(2,)](torch.ones(1), torch.ones(1), 2.0)
 
 
