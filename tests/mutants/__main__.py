@@ -38,7 +38,7 @@ def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: R
         for job in range(args.jobs):
             free.put(Workplace(args.root, files, target, Path(folder) / str(job)))
         first = free.get()
-        seconds = first.baseline({Path(mutant.file).stem for mutant in chosen[:count]}, args.limit)
+        seconds = first.baseline({target.stage(mutant.file) for mutant in chosen[:count]}, args.limit)
         limit = args.limit or 30 + 5 * seconds
         print(f"the tests pass without a mutant, in {seconds:.0f} s", flush=True)
         free.put(first)

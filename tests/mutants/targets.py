@@ -17,13 +17,18 @@ class Target:
 
     sources: tuple[str, ...]  # patterns
     generate: Callable[[str, str], list[Mutant]]
-    # Run in turn until one fails; {stage} is the mutated file's stem. Patterns are expanded, missing ones left out.
+    # Run in turn until one fails; {stage} is the mutated file's. Patterns are expanded, missing ones left out.
     tests: tuple[tuple[str, ...], ...]
     build: tuple[str, ...] = ()  # a mutant that cannot be built is none
     ignored_files: tuple[str, ...] = ()  # patterns: what git ignores and the tests need
     environment: dict[str, str] = field(default_factory=dict)
     # Functions that choose the size of blocks or the form of a launch: they change the speed, which no result shows.
     tuning: tuple[str, ...] = ()
+
+    def stage(self, file: str) -> str:
+        """The stage whose tests judge a file first."""
+        stem = Path(file).stem
+        return SERVES.get(stem, stem)
 
     def mutants(self, root: Path) -> list[Mutant]:
         files = sorted({path for pattern in self.sources for path in root.glob(pattern)})
@@ -35,6 +40,14 @@ class Target:
 
 
 BUILD = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+# The stage that a file serves, if not that of its own name.
+SERVES = {
+    "taps": "resample",
+    "geometry": "resample",
+    "gradients": "resample",
+    "exponential": "contrast",
+    "stream": "cam",
+}
 STAGES = ("golden", "cam", "resample", "contrast", "cgc")
 BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
