@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from mutants import common, cpp_source, python_source
-from mutants.report import Results, conclude, describe, explained
+from mutants.report import Results, conclude, describe, explained, item
 from mutants.runner import Broken, Outcome, Workplace, digest, files_of
 from mutants.targets import TARGETS, Target
 
@@ -293,12 +293,11 @@ def test_results_are_kept_for_this_state_of_the_tree(tree, tmp_path):
 
 def test_survivors_are_explained_in_a_document(tree, tmp_path):
     mutant, other = (m for m in TARGET.mutants(tree) if m.function == "within")
-    item = f"- `{mutant.file}` {mutant.function}, {mutant.kind}: `{mutant.original}` →\n  `{mutant.mutated}`: {{}}\n"
     document = tmp_path / "mutants.md"
     assert explained(document) == set()
-    document.write_text("# Survivors\n" + item.format(""))
+    document.write_text("# Survivors\n" + item(mutant))
     assert explained(document) == set()
-    document.write_text("# Survivors\n" + item.format("nobody reads it."))
+    document.write_text("# Survivors\n" + item(mutant, "nobody\n  reads it.").replace("→ ", "→\n  "))
     known = explained(document)
     assert known == {mutant.identity}
     survived, killed, timeout = (Outcome(status, "", 1) for status in ("survived", "killed", "timeout"))
@@ -306,7 +305,9 @@ def test_survivors_are_explained_in_a_document(tree, tmp_path):
     assert "explained" not in describe(other, survived, known)
     assert conclude([(mutant, survived)] + [(other, killed)] * 19, known, 0.95)[1]
     assert not conclude([(mutant, survived)] + [(other, killed)] * 18, known, 0.95)[1]
-    assert not conclude([(other, survived)] + [(other, killed)] * 19, known, 0.95)[1]
+    text, enough = conclude([(other, survived)] + [(other, killed)] * 19, known, 0.95)
+    assert not enough
+    assert item(other) in text
     assert not conclude([(other, timeout)] + [(other, killed)] * 19, known, 0.95)[1]
     assert not conclude([], known, 0.95)[1]
 

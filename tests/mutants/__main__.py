@@ -38,7 +38,7 @@ def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: R
         for job in range(args.jobs):
             free.put(Workplace(args.root, files, target, Path(folder) / str(job)))
         first = free.get()
-        seconds = first.baseline({Path(mutant.file).stem for mutant in chosen[:count]}, args.limit)
+        seconds = first.baseline({target.stage(mutant.file) for mutant in chosen[:count]}, args.limit)
         limit = args.limit or 30 + 5 * seconds
         print(f"the tests pass without a mutant, in {seconds:.0f} s", flush=True)
         free.put(first)
@@ -50,16 +50,19 @@ def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: R
             finally:
                 free.put(workplace)
 
-        waiting, built = iter(chosen), 0
-        while built < count and (batch := [m for m, _ in zip(waiting, range(count - built), strict=False)]):
-            known = [mutant for mutant in batch if results.get(mutant)]
-            running = [pool.submit(judge, mutant) for mutant in batch if not results.get(mutant)]
-            yield from known
-            for future in as_completed(running):
-                mutant, outcome = future.result()
-                results.add(mutant, outcome)
-                yield mutant
-            built += sum(results.get(mutant).status != "unbuildable" for mutant in batch)
+        try:
+            waiting, built = iter(chosen), 0
+            while built < count and (batch := [m for m, _ in zip(waiting, range(count - built), strict=False)]):
+                known = [mutant for mutant in batch if results.get(mutant)]
+                running = [pool.submit(judge, mutant) for mutant in batch if not results.get(mutant)]
+                yield from known
+                for future in as_completed(running):
+                    mutant, outcome = future.result()
+                    results.add(mutant, outcome)
+                    yield mutant
+                built += sum(results.get(mutant).status != "unbuildable" for mutant in batch)
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interruption waits for the mutants at work alone
 
 
 def main() -> int:

@@ -28,15 +28,13 @@ HINTS = ("num_stages", "num_warps", "eviction_policy", "cache_modifier", "loop_u
 
 def mutants(file: str, source: str) -> list[Mutant]:
     """Every mutant of one file, but those that parse to the same program."""
-    tree = ast.parse(source)
-    same = ast.dump(tree)
     found = []
-    for function in ast.walk(tree):
+    for function in ast.walk(ast.parse(source)):
         if isinstance(function, ast.FunctionDef) and any(_is_jit(d) for d in function.decorator_list):
-            for edit in _Function(source, function).edits():
-                mutant = to_mutant(file, function.name, source, edit)
-                if ast.dump(ast.parse(mutant.apply(source))) != same:
-                    found.append(mutant)
+            kernel = _Function(source, function)
+            same = kernel.meaning()
+            edits = [edit for edit in kernel.edits() if kernel.meaning(edit) != same]
+            found += [to_mutant(file, function.name, source, edit) for edit in edits]
     return found
 
 
@@ -81,6 +79,14 @@ class _Function:
         for child in ast.iter_child_nodes(node):
             if child is not getattr(node, "annotation", None):
                 yield from self.visit(child, node)
+
+    def meaning(self, edit: Edit | None = None) -> str:
+        """What the function, with an edit, parses to."""
+        first, last = self.start(self.function), self.stop(self.function)
+        text = self.source[first:last]
+        if edit:
+            text = text[: edit.start - first] + edit.text + text[edit.stop - first :]
+        return ast.dump(ast.parse("if True:\n" + " " * (self.function.col_offset or 1) + text))
 
     # Positions: the tree's columns count bytes of UTF-8.
 

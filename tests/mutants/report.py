@@ -43,6 +43,11 @@ def explained(document: Path) -> set[tuple[str, ...]]:
     return {match.group("file", "function", "kind", "old", "new") for match in found if match}
 
 
+def item(mutant: Mutant, reason: str = "") -> str:
+    """What `explained` reads, ready for a reason."""
+    return f"- `{mutant.file}` {mutant.function}, {mutant.kind}: `{mutant.original}` → `{mutant.mutated}`: {reason}"
+
+
 def describe(mutant: Mutant, outcome: Outcome | None, known: set[tuple[str, ...]]) -> str:
     """Three lines of the table."""
     status = ""
@@ -60,5 +65,6 @@ def conclude(judged: list[tuple[Mutant, Outcome]], known: set[tuple[str, ...]], 
     rate = count["killed"] / total if total else 0.0
     unexplained = [m for m, o in judged if o.status != "killed" and m.identity not in known]
     text = f"{count['killed']} of {total} killed ({rate:.1%}), {count['timeout']} timeout, {count['survived']} survived"
-    text += f", {len(unexplained)} not killed and not explained"
+    if unexplained:
+        text = "\n".join(["to be killed or explained:", *map(item, unexplained), text])
     return text, bool(total) and rate >= least and not unexplained

@@ -83,7 +83,7 @@ class Workplace:
         source = path.read_text()
         try:
             path.write_text(mutant.apply(source))
-            outcome = self._build() or self._test(path.stem, limit) or Outcome("survived", "", 0)
+            outcome = self._build() or self._test(self.target.stage(mutant.file), limit) or Outcome("survived", "", 0)
         finally:
             path.write_text(source)
         return outcome._replace(seconds=round(time.monotonic() - started, 1))

@@ -17,13 +17,18 @@ class Target:
 
     sources: tuple[str, ...]  # patterns
     generate: Callable[[str, str], list[Mutant]]
-    # Run in turn until one fails; {stage} is the mutated file's stem. Patterns are expanded, missing ones left out.
+    # Run in turn until one fails; {stage} is the mutated file's. Patterns are expanded, missing ones left out.
     tests: tuple[tuple[str, ...], ...]
     build: tuple[str, ...] = ()  # a mutant that cannot be built is none
     ignored_files: tuple[str, ...] = ()  # patterns: what git ignores and the tests need
     environment: dict[str, str] = field(default_factory=dict)
-    # Functions that choose the size of blocks: they change the speed, which no test of results can see.
+    # Functions that choose the size of blocks or the form of a launch: they change the speed, which no result shows.
     tuning: tuple[str, ...] = ()
+
+    def stage(self, file: str) -> str:
+        """The stage whose tests judge a file first."""
+        stem = Path(file).stem
+        return SERVES.get(stem, stem)
 
     def mutants(self, root: Path) -> list[Mutant]:
         files = sorted({path for pattern in self.sources for path in root.glob(pattern)})
@@ -35,13 +40,25 @@ class Target:
 
 
 BUILD = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+# The stage that a file serves, if not that of its own name.
+SERVES = {
+    "taps": "resample",
+    "geometry": "resample",
+    "gradients": "resample",
+    "exponential": "contrast",
+    "stream": "cam",
+}
+STAGES = ("golden", "cam", "resample", "contrast", "cgc")
 BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
 TARGETS = {
     "triton": Target(
         sources=("cgc_kernels/backends/triton/**/*.py",),
         generate=python_source.mutants,
-        tests=((*PYTEST, "tests/interpreted/*{stage}*.py"), (*PYTEST, "tests/interpreted")),
+        tests=(
+            (*PYTEST, "tests/interpreted/*{stage}*.py"),
+            (*PYTEST, "--ignore=tests/interpreted/test_interpreter.py", "tests/interpreted"),
+        ),
         ignored_files=BINARIES[:2],
         environment={"TRITON_INTERPRET": "1"},
     ),
@@ -50,13 +67,14 @@ TARGETS = {
         generate=cpp_source.mutants,
         tests=((*PYTEST, "tests/test_cuda*{stage}*.py"), (*PYTEST, "tests/test_cuda*.py")),
         ignored_files=(*BINARIES[:2], "build/simt/**/*"),
+        tuning=("residency",),
     ),
     "cpp": Target(
         sources=("csrc/cpu/*.h", "csrc/common/*.h"),
         generate=cpp_source.mutants,
         tests=(
-            (*PYTEST, "tests/test_{stage}.py"),
-            (*PYTEST, "tests/test_golden.py", "tests/test_[cr]*.py", "tests/test_ops.py", "-m", "not slow"),
+            (*PYTEST, "-k", "cpp", "tests/test_{stage}.py"),
+            (*PYTEST, "-k", "cpp", *(f"tests/test_{stage}.py" for stage in STAGES)),
         ),
         build=BUILD,
         ignored_files=BINARIES,
