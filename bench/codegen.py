@@ -1,16 +1,19 @@
 """`python -m bench.codegen`: the machine code of the Triton kernels, made and read without a GPU.
 
 The launchers run on CPU tensors with the launch itself replaced: what they would have launched is compiled for each
-architecture, with the specialisation that a launch would have chosen, and the tools that triton brings read the result:
-registers, spills, shared memory, theoretical occupancy, and the width of every access to features and gradients. Writes
+architecture, specialised as a launch would have it, and the tools that triton brings read the result: registers,
+spills, shared memory, theoretical occupancy, and the width of every access to global memory. Writes
 docs/triton-codegen.md.
 """
 
+import argparse
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -18,11 +21,13 @@ from typing import NamedTuple
 
 import torch
 import triton
+from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from cgc_kernels.backends.triton.kernels import cam, cgc, resample
+from cgc_kernels.backends.triton.kernels.launch import WARPS
 
 from .occupancy import occupancy
 
@@ -41,9 +46,19 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 # Two maps for each tile: H * W odd, and a multiple of what a wide access takes.
 SIDES = ((7, 7), (8, 8), (9, 9), (14, 14), (31, 31), (32, 32))
 OBJECTIVES = ("released", "paper", "mse")
+# What the table shows: the tiles in the two dtypes of training.
+TABLE_SIDES = ((7, 7), (14, 14), (32, 32))
+TABLE_DTYPES = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16))
+PREFACE = """# Machine code of the Triton kernels
+
+Made by `python -m bench.codegen` with triton {triton}, without a GPU: each kernel is compiled as the launcher would
+specialise it, for {architectures} (a cell's entries, in this order), and read with cuobjdump. Nothing was executed.
+Shown are float32 and bfloat16 with three map sizes; the tests also compile the other dtypes, and odd and even sizes.
+Occupancy is theoretical: resident warps over those that a multiprocessor can hold. 16-byte loads and stores are counted
+in the program text, where a loop's body counts once.
+"""
 TABLE = Path(__file__).parent.parent / "docs" / "triton-codegen.md"
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_STREAMED = ("features", "gradients", "aug_features", "aug_gradients")
 
 
 class Launch(NamedTuple):
@@ -73,6 +88,15 @@ class Code(NamedTuple):
     def occupancy(self) -> float:
         """Resident warps over those that a multiprocessor can hold."""
         return occupancy(self.registers, self.shared, self.threads, self.architecture)
+
+    @property
+    def spills(self) -> bool:
+        """Whether values that found no register live in memory."""
+        return self.stack > 0 or self.local > 0
+
+    def wide(self, kind: str) -> int:
+        """Number of loads, or of stores, of 16 bytes or more."""
+        return sum(count for width, count in getattr(self, kind).items() if width >= 16)
 
 
 class Call(NamedTuple):
@@ -124,6 +148,37 @@ def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Launch]:
         resample.resample_backward(*saved[:3], *heatmaps, transform, saved[-1], 224, 224, 1e-8, objective)
         cam.cam_backward(heatmaps[0], heatmaps[0], *views[:2], True, True)
     return found
+
+
+def demanded(launch: Launch) -> tuple[int, int]:
+    """Loads and stores of 16 bytes that a thread needs for one tile of each feature tensor, where the format of the
+    features lets it have them: channels_last, or contiguous with H * W elements a multiple of 16 bytes."""
+    given = launch.arguments
+    if "BLOCK" not in given:
+        return 0, 0
+    # The compiler drops accesses that all lie beyond H * W.
+    per_thread = given["BLOCK"] * given["P"] // (32 * WARPS)
+
+    def accesses(name):
+        size = given[name].element_size()
+        last = given["LAYOUTS"] == 3
+        return per_thread * size // 16 if given[name].dim() == 4 and (last or given["P"] * size % 16 == 0) else 0
+
+    loaded = ["features", "gradients"]
+    stored = [f"grad_{name}" for name in loaded] if "NEEDS" in given else []
+    return sum(map(accesses, loaded)), sum(map(accesses, stored))
+
+
+def covering(every: list[Launch]) -> list[tuple[Launch, int]]:
+    """Each launch on one architecture, all architectures in turn: what a test has the time for."""
+    by_kernel: dict[str, list[Launch]] = {}
+    for launch, _, _ in distinct(every, ARCHITECTURES[0]):
+        by_kernel.setdefault(launch.kernel.__name__, []).append(launch)
+    return [
+        (launch, ARCHITECTURES[(i + shift) % len(ARCHITECTURES)])
+        for shift, group in enumerate(by_kernel.values())
+        for i, launch in enumerate(group)
+    ]
 
 
 @contextmanager
@@ -197,3 +252,57 @@ def _widths(sass: str, instruction: str) -> dict[int, int]:
         width = bits[0] // 8 if bits else next((small[m] for m in modifiers.split(".") if m in small), 4)
         found[width] = found.get(width, 0) + 1
     return found
+
+
+def compile_all(jobs: list[tuple[Launch, int]], processes: int) -> Iterator[Code]:
+    """Compile in parallel, in order. Forked, for a launch cannot be sent to another process but by inheritance."""
+    global _jobs
+    _jobs = jobs
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_compile_job, range(len(jobs)))
+
+
+_jobs: list[tuple[Launch, int]] = []
+
+
+def _compile_job(index: int) -> Code:
+    return compiled(_jobs[index])
+
+
+def table(codes: list[Code]) -> str:
+    """Markdown: a row for each kernel and case, the architectures side by side."""
+    head = "| kernel | case | registers | spilled bytes | shared, KiB | occupancy | 16-byte loads, stores |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    rows: dict[tuple[str, str], list[Code]] = {}
+    for code in codes:
+        rows.setdefault((code.kernel, code.case), []).append(code)
+    for (kernel, case), found in rows.items():
+        found.sort(key=lambda code: code.architecture)
+        cells = [
+            " / ".join(str(code.registers) for code in found),
+            " / ".join(str(code.stack + code.local) for code in found),
+            " / ".join(f"{code.shared / 1024:.0f}" for code in found),
+            " / ".join(f"{code.occupancy:.0%}" for code in found),
+            " / ".join(f"{code.wide('loads')}, {code.wide('stores')}" for code in found),
+        ]
+        lines.append(f"| {kernel.removesuffix('_kernel')} | {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, default=TABLE)
+    args = parser.parse_args()
+    launched = [launch for call in calls(TABLE_SIDES, TABLE_DTYPES) for launch in launches(call)]
+    jobs = [(launch, architecture) for launch, _, _ in distinct(launched, 90) for architecture in ARCHITECTURES]
+    codes = list(tqdm(compile_all(jobs, args.processes), total=len(jobs), unit="kernel", disable=None))
+    names = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
+    text = PREFACE.format(triton=triton.__version__, architectures=names)
+    args.output.write_text(f"{text}\n{table(codes)}\n")
+    print(f"{len(codes)} kernels, {sum(code.spills for code in codes)} with spilled registers: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ....ops.cam import pools, wanted
 from ....options import accumulation_dtype
-from .launch import LARGEST_SAMPLE, check_map, on_device_of, split, streaming, triton_dtype
+from .launch import LARGEST_SAMPLE, WARPS, check_map, on_device_of, split, streaming, triton_dtype
 
 POOLED, MEAN, ELEMENTWISE = (tl.constexpr(i) for i in range(3))
 # Memory formats of the two views: bit 0, the first is channels_last; bit 1, the second.
@@ -137,20 +137,20 @@ def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bo
     batch, channels, height, width = features.shape
     check(features)
     dtype = accumulation_dtype(features)
-    tile, share, constants = tiling([features for features, _ in views], gradients, elementwise)
+    share, constants = tiling([features for features, _ in views], gradients, elementwise)
     sums = features.new_empty((len(views), batch, share.count, height * width), dtype=dtype)
     averages = pools(gradients, elementwise)
     weights = features.new_empty((len(views), batch, channels) if averages else (len(views), 0), dtype=dtype)
     with on_device_of(features):
         cam_kernel[(batch, share.count, len(views))](
             features, gradients, aug_features, aug_gradients, sums, weights, channels, share.blocks,
-            **constants, num_warps=tile.num_warps,
+            **constants, num_warps=WARPS,
         )  # fmt: skip
     return sums, weights
 
 
 def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: bool):
-    """Tile, split of the channels, and the kernels' compile-time arguments, for the features of one or two views."""
+    """Split of the channels, and the kernels' compile-time arguments, for the features of one or two views."""
     batch, channels, height, width = features[0].shape
     tile = streaming(height * width, features[0].element_size())
     share = split(channels, len(features) * batch, tile.block, features[0].device)
@@ -162,7 +162,7 @@ def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: b
         "LAYOUTS": sum((not view.is_contiguous()) << i for i, view in enumerate((features[0], features[-1]))),
         "D": triton_dtype(features[0].dtype),
     }
-    return tile, share, constants
+    return share, constants
 
 
 def weighting_of(gradients: torch.Tensor, elementwise: bool) -> int:
@@ -191,10 +191,10 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool) -> t
 def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, need_gradients):
     """Kernel of operator cam_backward."""
     grads = wanted(features, need_features), wanted(gradients, need_gradients)
-    tile, share, constants = tiling([features], gradients, True)
+    share, constants = tiling([features], gradients, True)
     with on_device_of(features):
         cam_backward_kernel[(features.shape[0], share.count)](
             grad_heatmaps, heatmaps, features, gradients, *grads, features.shape[1], share.blocks,
-            NEEDS=need_features + 2 * need_gradients, **constants, num_warps=tile.num_warps,
+            NEEDS=need_features + 2 * need_gradients, **constants, num_warps=WARPS,
         )  # fmt: skip
     return grads

@@ -7,11 +7,13 @@ import triton.language as tl
 from ....ops.cam import wanted
 from .cam import partial_sums, relu_gradient, stream_gradients, tiling
 from .contrast import contrast_gradients, contrast_loss, mean_square_loss
-from .launch import on_device_of
+from .launch import REGISTERS, WARPS, on_device_of, small
 from .resample import MSE, constants, exactly, map_gradient, resample_maps
 
 # A split repeats its sample's share of stage resample; that of a warp, over all pixels of a view, is worth few splits.
 WARP_SPLITS = 4
+# Registers of a thread of the backward of small maps: two blocks stay resident, whose loads fill the memory's pipeline.
+STREAMING_REGISTERS = 128
 
 
 @triton.jit
@@ -106,16 +108,16 @@ def cgc_backward(
     upstream = rows, keys, positives
     if objective != MSE.value:
         upstream = contrast_gradients(grad_loss, rows, keys, positives, row_losses, temperature, consistency)
-    tile, share, streams = tiling([features, aug_features], gradients, True)
+    share, streams = tiling([features, aug_features], gradients, True)
     maps = constants(*features.shape[2:], transform, objective, heatmaps.dtype)
     if not maps["CROP"] and objective == 1:
         blocks = max(share.blocks, triton.cdiv(share.blocks * share.count, WARP_SPLITS))
         share = share._replace(blocks=blocks, count=triton.cdiv(share.blocks * share.count, blocks))
-    warps = maps.pop("num_warps")
+    registers = STREAMING_REGISTERS if small(*features.shape[2:]) else REGISTERS
     with on_device_of(features):
         cgc_backward_kernel[(len(features), share.count, 2)](
             grad_loss, *upstream, positives, heatmaps, transform, state, *views, *grads,
             features.shape[1], share.blocks, height, width, eps, consistency,
-            COMPUTE=maps.pop("D"), **maps, **streams, NEEDS=needs, num_warps=max(tile.num_warps, warps),
+            COMPUTE=maps.pop("D"), **maps, **streams, NEEDS=needs, num_warps=WARPS, maxnreg=registers,
         )  # fmt: skip
     return grads

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .geometry import product
-from .launch import on_device_of, triton_dtype
+from .launch import REGISTERS, WARPS, on_device_of, triton_dtype
 from .resample import MSE
 
 # Cells that a tile of similarities takes at once, and cells whose gradient a program sums.
@@ -156,7 +156,8 @@ def contrast_backward_kernel(
 
 def constants(length: int, dtype: torch.dtype) -> dict:
     """Compile-time arguments of the kernels."""
-    return {"LENGTH": length, "BLOCK_K": BLOCK_K, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "D": triton_dtype(dtype)}
+    columns = BLOCK_N * 4 // dtype.itemsize
+    return {"LENGTH": length, "BLOCK_K": BLOCK_K, "BLOCK_M": BLOCK_M, "BLOCK_N": columns, "D": triton_dtype(dtype)}
 
 
 def contrast_loss(rows, keys, positives, temperature, consistency, counter, objective):
@@ -167,7 +168,7 @@ def contrast_loss(rows, keys, positives, temperature, consistency, counter, obje
     with on_device_of(rows):
         contrast_kernel[(triton.cdiv(batch, BLOCK_M),)](
             rows, keys, positives, row_losses, loss, counter, batch, temperature, consistency,
-            OBJECTIVE=objective, **fixed,
+            OBJECTIVE=objective, **fixed, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return loss, row_losses
 
@@ -188,7 +189,18 @@ def contrast_gradients(grad_loss, rows, keys, positives, row_losses, temperature
     grid = (triton.cdiv(batch, BLOCK_M), 2, triton.cdiv(length, BLOCK_K))
     with on_device_of(rows):
         contrast_backward_kernel[grid](
-            grad_loss, rows, keys, positives, row_losses, *grads, batch, temperature, consistency, **fixed
+            grad_loss,
+            rows,
+            keys,
+            positives,
+            row_losses,
+            *grads,
+            batch,
+            temperature,
+            consistency,
+            **fixed,
+            num_warps=WARPS,
+            maxnreg=REGISTERS,
         )
     return grads
 

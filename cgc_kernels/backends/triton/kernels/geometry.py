@@ -16,6 +16,12 @@ def product(a, b, D: tl.constexpr):
 
 
 @triton.jit
+def sandwich(left, m, right, D: tl.constexpr):
+    """left m right."""
+    return product(product(left, m, D), right, D)
+
+
+@triton.jit
 def hats(position, cell, D: tl.constexpr):
     """Bilinear weights max(0, 1 - |position - cell|) of positions >= 0."""
     low = tl.floor(position)

@@ -13,17 +13,18 @@ LARGEST_SAMPLE = 2**31 - 1  # elements: offsets inside a sample are 32 bits wide
 
 # Positions of the three tiles. Lanes beyond H * W idle, which costs nothing: streaming waits for memory.
 POSITIONS = (64, 256, 1024)
-# Elements of a tile: with four warps, 32 for each thread, which keeps enough 16-byte loads in flight to reach DRAM's
-# bandwidth at low occupancy; more would spill where features and gradients are both held.
+# Elements of a tile: 16 for each thread of eight warps, which keeps enough bytes in flight to reach DRAM's bandwidth at
+# half occupancy; with twice as many, odd maps of 16-bit features would spill.
 TILE = 4096
+WARPS = 8
 # Contiguous bytes of channels in a tile of channels_last features: a whole sector.
 SECTOR = 32
 # Channels summed by a program before it pays for a partial sum: more splits than this cost more traffic than they hide.
 SPLIT_CHANNELS = 128
 # Programs for each multiprocessor: two rounds of those that fit.
 PROGRAMS = 16
-# Registers of a thread of the kernels that run once a sample: left to itself, the assembler spills some of them to fit
-# more blocks on a multiprocessor than there are samples.
+# Registers of a thread in the kernels that have few blocks: left to itself, the assembler spills some of them to fit
+# more blocks on a multiprocessor than there are.
 REGISTERS = 255
 # Pixels of the view handled at once: the least that a dot product takes.
 STEP = 16
@@ -34,7 +35,6 @@ class Streaming(NamedTuple):
 
     positions: int  # at least H * W
     block: int  # channels of a tile
-    num_warps: int
 
 
 class Splits(NamedTuple):
@@ -48,7 +48,7 @@ def streaming(positions: int, itemsize: int) -> Streaming:
     """The tile for maps of H * W positions and features of `itemsize` bytes."""
     room = next(room for room in POSITIONS if positions <= room)
     block = max(TILE // room, SECTOR // itemsize)
-    return Streaming(room, block, 4 if room * block <= TILE else 8)
+    return Streaming(room, block)
 
 
 def split(channels: int, samples: int, block: int, device: torch.device) -> Splits:
@@ -60,18 +60,14 @@ def split(channels: int, samples: int, block: int, device: torch.device) -> Spli
     return Splits(triton.cdiv(blocks, each), each)
 
 
-class Maps(NamedTuple):
-    """Tiles of the kernels that hold whole heatmaps."""
-
-    height: int  # cells, rounded up to what a dot product takes
-    width: int
-    num_warps: int
+def padded(side: int) -> int:
+    """Cells of a heatmap along one axis, rounded up to what a dot product takes."""
+    return max(16, triton.next_power_of_2(side))
 
 
-def maps(height: int, width: int) -> Maps:
-    """The tile for heatmaps of height x width."""
-    height, width = (max(16, triton.next_power_of_2(side)) for side in (height, width))
-    return Maps(height, width, 4 if height * width <= 256 else 8)
+def small(height: int, width: int) -> bool:
+    """Whether a heatmap fits the smallest tile of a dot product."""
+    return padded(height) * padded(width) <= 256
 
 
 def on_device_of(tensor: torch.Tensor):

@@ -1,6 +1,7 @@
 """Stage resample: heatmaps, transform -> unit rows, keys and positives, one program a sample.
 
-Arithmetic is float64 for float64 maps and for mse, whose 1 - positive cancels; float32 otherwise.
+Arithmetic is float64 for float64 maps and for mse, whose 1 - positive cancels; float32 otherwise, but for the forward
+of maps beyond 16 x 16: float32 products take no tensor core, and hold whole rows of 32 in registers they do not have.
 """
 
 import torch
@@ -9,8 +10,8 @@ import triton.language as tl
 
 from ....ops.resample import fake_rows
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
-from .geometry import cropping, product, upsampling, warped
-from .launch import REGISTERS, STEP, check_map, maps, on_device_of, triton_dtype
+from .geometry import cropping, sandwich, upsampling, warped
+from .launch import REGISTERS, STEP, WARPS, check_map, on_device_of, padded, small, triton_dtype
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
 NEAR_DEAD = tl.constexpr(NEAR_DEAD_SUM)
@@ -84,16 +85,16 @@ def resample_kernel(
         crop = transform + sample * 5
         p_y, q_y = cropping(size_h, step_h, tl.load(crop), tl.load(crop + 2), 0, H, H2, STEP, D)
         p_x, q_x = cropping(size_w, step_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D)
-        seen = product(product(p_y, original, D), tl.trans(p_x), D)
-        seen_gram = product(product(q_y, original, D), q_x, D)
-        aug_seen = product(product(tl.trans(p_y), augmented, D), p_x, D)
+        seen = sandwich(p_y, original, tl.trans(p_x), D)
+        seen_gram = sandwich(q_y, original, q_x, D)
+        aug_seen = sandwich(tl.trans(p_y), augmented, p_x, D)
     else:
         inverse = transform + sample * 9
         seen, seen_gram, aug_seen = warped(
             original, augmented, inverse, size_h, size_w, step_h, step_w, False, H, W, H2, W2, STEP, D
         )
     # Only now: what a product holds of the map would otherwise stay in registers through the loops above.
-    image = product(product(gram_y, augmented, D), gram_x, D)
+    image = sandwich(gram_y, augmented, gram_x, D)
 
     aug_scale = inverse_root(dot(augmented, image))
     seen_scale = inverse_root(dot(original, seen_gram))
@@ -134,7 +135,7 @@ def map_gradient(
     share = sums_y[:, None] * sums_x[None, :]
     original, total = normalised(heatmap, share, eps, inside)
     augmented, aug_total = normalised(aug_heatmap, share, eps, inside)
-    image = product(product(gram_y, augmented, D), gram_x, D)
+    image = sandwich(gram_y, augmented, gram_x, D)
     state += sample * 3 * P
     seen = tl.load(state + place, mask=inside, other=0).to(D)
     seen_gram = tl.load(state + P + place, mask=inside, other=0).to(D)
@@ -156,7 +157,7 @@ def map_gradient(
                 p_x, _ = cropping(
                     size_w, step_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D
                 )
-                arriving += product(product(tl.trans(p_y), upstream, D), p_x, D)
+                arriving += sandwich(tl.trans(p_y), upstream, p_x, D)
             else:
                 inverse = transform + sample * 9
                 _, _, back = warped(
@@ -171,7 +172,7 @@ def map_gradient(
             if OBJECTIVE == RELEASED:
                 rows = tl.load(grad_rows + sample * P + place, mask=inside, other=0).to(D)
                 radial += aug_scale * (dot(rows, augmented) + dot(keys, image))
-                arriving += rows + product(product(gram_y, keys, D), gram_x, D)
+                arriving += rows + sandwich(gram_y, keys, gram_x, D)
             else:
                 radial += aug_scale * dot(keys, augmented)
                 arriving += keys
@@ -206,21 +207,21 @@ def resample_backward_kernel(
     tl.store(target, grad.to(grad_heatmaps.dtype.element_ty), mask=(y < H) & (x < W))
 
 
-def constants(height: int, width: int, transform: torch.Tensor, objective: int, dtype: torch.dtype) -> dict:
-    """Compile-time arguments of the kernels, and the compiler's options."""
+def constants(
+    height: int, width: int, transform: torch.Tensor, objective: int, dtype: torch.dtype, forward: bool = False
+) -> dict:
+    """Compile-time arguments of the kernels."""
     crop = transform.dim() == 2
-    double = OBJECTIVES[objective] == "mse" or dtype == torch.float64
-    tile = maps(height, width)
+    double = OBJECTIVES[objective] == "mse" or dtype == torch.float64 or (forward and not small(height, width))
     return {
         "H": height,
         "W": width,
-        "H2": tile.height,
-        "W2": tile.width,
+        "H2": padded(height),
+        "W2": padded(width),
         "STEP": STEP,
         "CROP": crop,
         "OBJECTIVE": objective,
         "D": triton_dtype(torch.float64 if double else torch.float32),
-        "num_warps": tile.num_warps,
     }
 
 
@@ -233,7 +234,8 @@ def resample_maps(values, aug_values, heatmaps, parts, transform, size, eps, obj
         resample_kernel[(batch,)](
             values, aug_values, values if heatmaps is None else heatmaps, transform,
             rows, keys, positives, state, counter, parts, *size, eps, FROM_SUMS=heatmaps is not None,
-            **constants(height, width, transform, objective, values.dtype), maxnreg=REGISTERS,
+            **constants(height, width, transform, objective, values.dtype, forward=True),
+            num_warps=4 if small(height, width) else WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return rows, keys, positives, state
 
@@ -254,5 +256,6 @@ def resample_backward(
         resample_backward_kernel[(len(heatmaps), 2)](
             grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, transform, state, *grads, height, width, eps,
             **constants(*heatmaps.shape[1:], transform, objective, heatmaps.dtype),
+            num_warps=4 if small(*heatmaps.shape[1:]) else WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
     return grads

@@ -1,0 +1,64 @@
+"""Machine code of the Triton kernels, compiled without a GPU: no spilled register, wide accesses to the features."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+if not find_spec("triton") or os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("needs triton, and its compiler rather than its interpreter", allow_module_level=True)
+
+import torch
+
+from bench import codegen
+
+SHARDS = 8  # for parallel workers: every launch belongs to one
+THIN = 8
+
+
+def assert_good(jobs):
+    assert jobs
+    for job in jobs:
+        code = codegen.compiled(job)
+        what = f"{code.kernel}, {code.case}, sm_{code.architecture}"
+        assert not code.spills, f"{what}: {code.stack} bytes of stack, {code.local} of local memory"
+        loads, stores = codegen.demanded(job[0])
+        assert code.wide("loads") >= loads, f"{what}: loads {code.loads}, of 16 bytes {loads} expected"
+        assert code.wide("stores") >= stores, f"{what}: stores {code.stores}, of 16 bytes {stores} expected"
+
+
+@pytest.mark.parametrize("weighting", codegen.WEIGHTINGS)
+@pytest.mark.parametrize("architecture", codegen.ARCHITECTURES)
+def test_training_in_bfloat16_on_every_architecture(architecture, weighting):
+    """The main case: channels_last features of mixed-precision training."""
+    call = codegen.Call((torch.bfloat16, torch.bfloat16), "channels_last", weighting)
+    streams = [launch for launch in codegen.launches(call) if "BLOCK" in launch.arguments]
+    assert_good([(launch, architecture) for launch in streams])
+    assert all(sum(codegen.demanded(launch)) > 0 for launch in streams)
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_a_sample_of_all_configurations(shard):
+    """Each tile, layout, weighting, dtype, objective and transform occurs; each launch on one of the architectures."""
+    thin = [call for i, call in enumerate(codegen.calls()) if i % THIN == 0 or (call.objective != "released" and i % 2)]
+    found = [launch for call in thin for launch in codegen.launches(call)]
+    assert_good(codegen.covering(found)[shard::SHARDS])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", codegen.ARCHITECTURES)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_every_configuration_on_every_architecture(shard, architecture):
+    every = [launch for call in codegen.calls() for launch in codegen.launches(call)]
+    jobs = codegen.distinct(every, architecture)
+    assert_good([(launch, architecture) for launch, _, _ in jobs[shard::SHARDS]])
+
+
+def test_a_spill_and_a_narrow_access_are_seen():
+    """The check can fail: few registers spill, and maps of odd size have no wide accesses."""
+    launches = codegen.launches(codegen.Call(side=(32, 32)))
+    (launch,) = (found for found in launches if found.kernel.__name__ == "cgc_backward_kernel")
+    assert codegen.compiled((launch._replace(options={**launch.options, "maxnreg": 32}), 90)).spills
+    odd = codegen.launches(codegen.Call(layout="contiguous", weighting="elementwise"))[0]
+    assert codegen.demanded(odd) == (0, 0)
+    assert codegen.compiled((odd, 90)).wide("loads") == 0
