@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from driver import pictures, report, settings, storage
-from driver.data import Split, make_splits
+from driver.data.demo import Split, make_splits
 from driver.engine import Run, steps_per_epoch, train
 from driver.settings import Settings
 from tqdm import tqdm

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from driver import engine, pictures, report, settings, storage
-from driver.data import make_splits
+from driver.data.demo import make_splits
 from driver.methods import METHODS
 from PIL import Image
 from tqdm import tqdm

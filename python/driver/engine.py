@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cgc_kernels import CropFlip, GradCAM, gradcam
 
 from . import metrics, storage
-from .data import CLASSES, IMAGE_SIZE, Split
+from .data.demo import CLASSES, IMAGE_SIZE, Split
 from .methods import METHODS
 from .models import TARGET_LAYER, SmallResNet
 from .settings import Settings

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from cgc_kernels import CGCLoss
 
-from .data import IMAGE_SIZE
+from .data.demo import IMAGE_SIZE
 
 
 class Method(NamedTuple):

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from . import metrics, storage
-from .data import CLASSES, IMAGE_SIZE, LUMINANCE, Split
+from .data.demo import CLASSES, IMAGE_SIZE, LUMINANCE, Split
 from .engine import Explained, Run
 from .methods import METHODS
 

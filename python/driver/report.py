@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from . import metrics, storage
-from .data import IMAGE_SIZE, Split
+from .data.demo import IMAGE_SIZE, Split
 from .engine import Explained, Run, evaluation_crops
 from .methods import METHODS
 
