@@ -17,8 +17,8 @@ from cgc_kernels import CropFlip, GradCAM, gradcam
 from . import metrics, storage
 from .data.demo import CLASSES, IMAGE_SIZE, Split
 from .methods import METHODS
-from .models import TARGET_LAYER, SmallResNet
 from .settings import Settings
+from .small_resnet import TARGET_LAYER, SmallResNet
 from .views import apply_crops, random_crops
 
 EVALUATION_BATCH = 100

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+from ..models import normalisation
 from . import aircraft, cars, cub, demo, flowers, folder, imagenet, unrel
 from .images import CorruptImage, DataError, Images, Record, Sample, fraction
 
 __all__ = ["DATASETS", "CorruptImage", "Data", "DataError", "Images", "Record", "Sample", "fraction", "open_data"]
 
 DATASETS = ("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # What is trained on, watched, and reported. Where nothing is set apart for watching, the test images are watched, as in
 # the released code: report the last epoch, not the best.
@@ -43,9 +43,9 @@ class Data(NamedTuple):
         val: images for the curves.
         test: images for the report.
         unlabeled: images without labels (label -1), or None.
-        mean, std: per channel, what is subtracted from and what divides the image in [0, 1].
+        mean, std: per channel, what is subtracted from and what divides the image in [0, 1]; the model decides.
         strict: whether an unreadable image is fatal.
-        groups: for unrel, the model's classes that stand for each class; else None.
+        groups: for unrel, the ImageNet classes that stand for each class; else None.
     """
 
     name: str
@@ -65,8 +65,8 @@ def open_data(settings, training: bool = True) -> Data:
     """The data of a run, by its settings alone; nothing but lists of files is read, except for the demo.
 
     Args:
-        settings: has data, data_root, boxes, fraction, unlabeled, strict, seed, image_size, and for the demo
-            train_images, val_images, test_images, distractors, backgrounds.
+        settings: has data, data_root, boxes, fraction, unlabeled, strict, seed, image_size, model, pretrained, and for
+            the demo train_images, val_images, test_images, distractors, backgrounds.
         training: False leaves ``train`` and ``unlabeled`` None, and does without their files.
 
     Raises:
@@ -76,7 +76,7 @@ def open_data(settings, training: bool = True) -> Data:
         raise DataError(f"--data must be one of {', '.join(DATASETS)}, got {settings.data!r}")
     if settings.data != "demo" and not settings.data_root:
         raise DataError(f"--data {settings.data} must come with --data-root FOLDER, where its images are")
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if settings.data == "demo" else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = normalisation(settings.model, settings.pretrained)
     train, val, test = _open(settings, training)
     unlabeled = None
     if train is not None:
