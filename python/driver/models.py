@@ -1,5 +1,6 @@
 """Any classifier of torchvision or timm by name, its target layer, and checkpoints from anywhere."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -225,10 +226,11 @@ def _build(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Mod
 
 
 def _build_torchvision(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, cutoff=0.3)) or ", ".join(known[:5])
         raise ValueError(
-            f"--model must be small_resnet, a classifier of torchvision, or timm/NAME, got {name!r}; "
-            "python -c 'import torchvision; print(torchvision.models.list_models(module=torchvision.models))' lists them"
+            f"--model must be small_resnet, a classifier of torchvision, or timm/NAME, got {name!r}; near it: {near}"
         )
     options = dict(WITHOUT_AUXILIARY.get(name, {}))
     if name.startswith("vit_"):
