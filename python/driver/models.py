@@ -7,9 +7,7 @@ from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from cgc_kernels import GradCAM, tokens_to_map
 
@@ -107,7 +105,7 @@ def default_layer(model: nn.Module) -> str:
     Of a token model the first norm of its last block: after that the class token alone is read.
     """
     modules = dict(model.named_modules())
-    if isinstance(model, VisionTransformer):
+    if _is_torchvision_vit(model):
         return f"encoder.layers.{list(model.encoder.layers._modules)[-1]}.ln_1"
     if hasattr(model, "num_prefix_tokens") and "blocks" in modules:
         return f"blocks.{len(model.blocks) - 1}.norm1"
@@ -123,7 +121,7 @@ def default_layer(model: nn.Module) -> str:
 
 def token_map(model: nn.Module) -> "ToMap | None":
     """How the layers' outputs become maps, None where they are."""
-    if isinstance(model, VisionTransformer):
+    if _is_torchvision_vit(model):
         side = model.image_size // model.patch_size
         return ToMap(side, side, 1)
     if hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed"):
@@ -226,6 +224,9 @@ def _build(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Mod
 
 
 def _build_torchvision(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:
+    import torchvision  # here, since it takes seconds that the demo need not wait
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, cutoff=0.3)) or ", ".join(known[:5])
@@ -283,6 +284,10 @@ def _own_name(key: str, own: dict[str, Tensor]) -> str:
             return key
         name = name.removeprefix(prefix)
     return name
+
+
+def _is_torchvision_vit(model: nn.Module) -> bool:
+    return type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder")
 
 
 def _timm():

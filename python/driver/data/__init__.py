@@ -1,9 +1,10 @@
 """The data sets of the paper, any folder of images, and the embedded demo, all in the form of :class:`Images`."""
 
+from importlib import import_module
 from typing import NamedTuple
 
 from ..models import normalisation
-from . import aircraft, cars, cub, demo, flowers, folder, imagenet, unrel
+from . import demo
 from .images import CorruptImage, DataError, Images, Record, Sample, fraction
 
 __all__ = ["DATASETS", "CorruptImage", "Data", "DataError", "Images", "Record", "Sample", "fraction", "open_data"]
@@ -21,14 +22,6 @@ SPLITS = {
     "folder": ("train", "val", "test"),
 }
 
-LOADERS = {
-    "imagenet": imagenet.load,
-    "cub": cub.load,
-    "aircraft": aircraft.load,
-    "cars": cars.load,
-    "flowers": flowers.load,
-    "folder": folder.load,
-}
 WITH_BOXES_FLAG = ("imagenet", "folder")
 
 
@@ -81,7 +74,7 @@ def open_data(settings, training: bool = True) -> Data:
     unlabeled = None
     if train is not None:
         train, unlabeled = _limit(train, settings)
-    groups = unrel.groups() if settings.data == "unrel" else None
+    groups = _loader("unrel").groups() if settings.data == "unrel" else None
     size = demo.IMAGE_SIZE if settings.data == "demo" else settings.image_size
     return Data(
         settings.data, test.classes, size, train, val, test, unlabeled, mean, std, bool(settings.strict), groups
@@ -98,7 +91,7 @@ def _limit(train: Images, settings) -> tuple[Images, Images | None]:
             raise DataError("--unlabeled rest must come with a --fraction below 1, which leaves some images out")
         unlabeled = train.subset(rest, labelled=False)
     elif settings.unlabeled:
-        unlabeled = folder.unlabeled(settings.unlabeled)
+        unlabeled = _loader("folder").unlabeled(settings.unlabeled)
     return (train.subset(chosen) if rest else train), unlabeled
 
 
@@ -114,16 +107,19 @@ def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
         train, val, test = (demo.DemoImages(splits[split], split) for split in sizes)
         return (train if training else None), val, test
     if name == "unrel":
-        images = unrel.load(root)
+        images = _loader(name).load(root)
         return None, images, images
-    module = {"cub": cub, "aircraft": aircraft, "cars": cars, "flowers": flowers, "imagenet": imagenet}.get(
-        name, folder
-    )
-    more = (boxes,) if name in ("imagenet", "folder") else ()
-    opened = {split: module.load(root, split, *more) for split in dict.fromkeys(SPLITS[name][0 if training else 1 :])}
+    more = (boxes,) if name in WITH_BOXES_FLAG else ()
+    needed = SPLITS[name] if training else SPLITS[name][1:]
+    opened = {split: _loader(name).load(root, split, *more) for split in dict.fromkeys(needed)}
     train, val, test = (opened.get(split) for split in SPLITS[name])
     if not training:
         return None, val, test
     if not train.classes == val.classes == test.classes:
         raise DataError(f"--data-root must have the same classes in every split, got others in {root}")
     return train, val, test
+
+
+def _loader(name: str):
+    """The module of a data set, imported when it is needed: most of them bring torchvision, which takes seconds."""
+    return import_module(f".{name}", __package__)

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import skimage
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -120,6 +118,8 @@ def make_splits(
         >>> make_splits({"val": 20}, seed=0)["val"].images.shape
         torch.Size([20, 3, 64, 64])
     """
+    from sklearn.datasets import load_digits  # here, since it takes a second that other data sets need not wait
+
     digits = load_digits()
     photographs = [_read(name) for name in PHOTOGRAPHS]
     owner = np.random.default_rng(seed)
@@ -138,6 +138,8 @@ def make_splits(
 
 def _read(name: str) -> Tensor:
     """A photograph as float32 [3, H, W] in [0, 1], from the installed wheel: skimage.data may ask the network."""
+    import skimage
+
     with Image.open(Path(skimage.__file__).parent / "data" / name) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
