@@ -20,7 +20,7 @@ from cgc_kernels import CropFlip
 
 from .data import CorruptImage
 
-SCALE = 0.4  # least area of the crops that evaluation looks at, share of the image
+SCALE = (0.4, 1.0)  # area of the crops that evaluation looks at, share of the image
 RATIO = (3 / 4, 4 / 3)  # width / height
 ATTEMPTS = 10
 STREAMS = ("train", "val", "test", "order", "unlabeled", "unlabeled order")
@@ -51,7 +51,7 @@ def random_crops(batch: int, size: int, generator: Generator) -> CropFlip:
     """
     numbers = torch.rand(4, batch, ATTEMPTS, generator=generator, dtype=torch.float64)
     sides = torch.full((2, batch), size)
-    return CropFlip(*_crops(numbers, *sides, SCALE), torch.zeros(batch, dtype=torch.bool))
+    return CropFlip(*_crops(numbers, *sides, SCALE[0]), torch.zeros(batch, dtype=torch.bool))
 
 
 def _crops(numbers: Tensor, heights: Tensor, widths: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
