@@ -5,7 +5,8 @@
     python python/experiments.py --table               the table of what is finished, nothing is trained
     python python/experiments.py -- --epochs 6         with other settings of train.py
 
-Runs one after the other, each as its own process. Stopped or killed, it goes on where it was when started again.
+Runs one after the other, each as its own process, seed by seed, so that methods can be compared early. Stopped or
+killed, it goes on where it was when started again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ from driver.state import Run
 TRAIN = Path(__file__).with_name("train.py")
 EVERY = ("baseline", "gradcam_l2", "cgc", "cgc_consistent", "cgc_paper")
 COMPARED = ("baseline", "cgc", "cgc_consistent")
-QUARTER = ("--fraction", "0.25")
+QUARTER = ("--fraction", "0.25", "--epochs", "72")  # as many steps as the demo makes on all of its images
 
 
 class Experiment(NamedTuple):
@@ -67,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     names = chosen.only or list(EXPERIMENTS)
     try:
-        for name in names if not chosen.table else ():
+        for seed, name in product(range(0 if chosen.table else chosen.seeds), names):
             for run in planned(name, chosen.output, chosen.seeds):
-                if name in run.folder.parts and not run.results.exists():
-                    print(f"{name}: {run.method}, seed {run.seed}", flush=True)
+                if run.seed == seed and name in run.folder.parts and not run.results.exists():
+                    print(f"{name}: {run.method}, seed {seed}", flush=True)
                     _train(run, (*EXPERIMENTS[name].flags, *chosen.flags))
             write_table(chosen.output, chosen.seeds)
     except KeyboardInterrupt:
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def planned(name: str, output: Path, seeds: int) -> list[Run]:
-    """The runs of an experiment, seed by seed, so that methods can be compared early; a shared baseline included."""
+    """The runs of an experiment, a shared baseline included."""
     experiment = EXPERIMENTS[name]
     borrowed = [(experiment.baseline, "baseline")] if experiment.baseline else []
     sources = [*borrowed, *((name, method) for method in experiment.methods)]
