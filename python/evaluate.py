@@ -24,6 +24,8 @@ from driver.loading import Loaded
 from driver.report import Entry
 from driver.settings import Settings, kept
 
+IMAGENET = 1000  # classes
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; returns the exit status."""
@@ -46,14 +48,15 @@ def evaluate(flags) -> dict[str, dict]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output must be a new or empty folder, got {folder}")
     device = chosen_device(flags.device)
+    data = data_for(loading.settings_of(flags.models[0]), flags)
     entries: list[Entry] = []
-    data = None
     for source in flags.models:
-        data, loaded = open_model(source, flags)
+        loaded = open_model(source, data, flags)
         for note in loaded.classifier.notes:
             print(note, file=sys.stderr)
+        mean, std = models.normalisation(loaded.settings.model, loaded.settings.pretrained)
         for name in flags.explainer:
-            entries.append(ask(source, loaded, name, data, flags, device))
+            entries.append(ask(source, loaded, name, data._replace(mean=mean, std=std), flags, device))
     entries = distinguish(entries, flags)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**shown(flags), **({} if len(flags.models) > 1 else kept(loaded.settings))}
@@ -62,40 +65,38 @@ def evaluate(flags) -> dict[str, dict]:
     return summary
 
 
-def open_model(source: str, flags) -> tuple[Data, Loaded]:
-    """A model and the data it is asked about: its own where --data is not given."""
-    loaded = loading.load(source, flags) if Path(source).exists() else None
-    data = data_for(loaded.settings if loaded else None, flags)
-    if loaded is None or not loaded.classes:
-        loaded = loading.load(source, flags, 0 if data.groups else len(data.classes))
-    outputs = len(loaded.classes) or (1000 if data.groups else len(data.classes))
-    if data.groups:
-        if outputs != 1000:
-            raise ValueError(f"--data unrel needs a classifier of the 1000 classes of ImageNet, got {outputs} classes")
-        model = models.GroupedClasses(loaded.classifier.model, data.groups, outputs).eval()
-        layer = f"model.{loaded.classifier.target_layer}"
-        loaded = loaded._replace(classifier=loaded.classifier._replace(model=model, target_layer=layer))
-    elif outputs != len(data.classes):
-        raise ValueError(f"--data {data.name} has {len(data.classes)} classes, got {source} with {outputs}")
-    return data, loaded
-
-
-def data_for(settings, flags) -> Data:
-    """The data set of the flags, with the settings of the model's training for what they leave open."""
-    given = {name: getattr(flags, name) for name in ("data", "data_root", "boxes", "image_size", "test_images")}
-    given = {name: value for name, value in given.items() if value}
+def data_for(settings: Settings | None, flags) -> Data:
+    """The data set of the flags, with the settings of the first model's training for what they leave open."""
+    given = {name: getattr(flags, name) for name in ("data", "data_root", "boxes", "image_size", "test_images", "seed")}
+    given = {name: value for name, value in given.items() if value not in ("", 0, None)}
     if settings is None:
         if not flags.data:
             raise ValueError("--data must be given for a model that is not one of train.py's")
-        settings = Settings(model=flags.models[0], pretrained=flags.pretrained, image_size=224)
+        settings = Settings(image_size=224)
     elif flags.data and flags.data != settings.data:
         settings = replace(settings, data_root="", boxes="")
-    settings = replace(settings, **given, seed=flags.seed, strict=flags.strict)
+    settings = replace(settings, **given, strict=flags.strict)
     data = open_data(settings, training=False)
+    flags.seed, flags.image_size = settings.seed, data.image_size
     if flags.images and flags.images < len(data.test):
         count = len(data.test)
         data = data._replace(test=data.test.subset([number * count // flags.images for number in range(flags.images)]))
     return data
+
+
+def open_model(source: str, data: Data, flags) -> Loaded:
+    """A model for the data; for UnRel one of ImageNet, its classes grouped."""
+    loaded = loading.load(source, flags, IMAGENET if data.groups else len(data.classes))
+    outputs = len(loaded.classes) or (IMAGENET if data.groups else len(data.classes))
+    if not data.groups:
+        if outputs != len(data.classes):
+            raise ValueError(f"--data {data.name} has {len(data.classes)} classes, got {source} with {outputs}")
+        return loaded
+    if outputs != IMAGENET:
+        raise ValueError(f"--data unrel needs a classifier of the {IMAGENET} classes of ImageNet, got one of {outputs}")
+    model = models.GroupedClasses(loaded.classifier.model, data.groups, outputs).eval()
+    layer = f"model.{loaded.classifier.target_layer}"
+    return loaded._replace(classifier=loaded.classifier._replace(model=model, target_layer=layer))
 
 
 def ask(source: str, loaded: Loaded, explainer: str, data: Data, flags, device: torch.device) -> Entry:
@@ -137,6 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Every flag, with its documentation."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
+        usage="evaluate.py MODEL [MODEL ...] [--data NAME --data-root DIR] [flags]",
         description=__doc__.partition("\n")[0],
         epilog=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -176,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=0,
         help="insertion and deletion of the first N images, 58 forwards each at 224 px (default: 0)",
     )
-    group.add_argument("--seed", type=integer(0), metavar="N", default=0, help="of the augmented views (default: 0)")
+    group.add_argument("--seed", type=integer(0), metavar="N", help="of the augmented views (default: the run's, or 0)")
     group = parser.add_argument_group("run")
     group.add_argument("--output", metavar="FOLDER", default="", help="default: runs/<date>-<time>-evaluation")
     group.add_argument("--workers", type=integer(0), metavar="N", default=0, help="processes that load images")

@@ -107,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Every flag, with its documentation."""
     parser = argparse.ArgumentParser(
         prog="explain.py",
+        usage="explain.py IMAGE [IMAGE ...] --checkpoint MODEL [flags]",
         description=__doc__.partition("\n")[0],
         epilog=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,

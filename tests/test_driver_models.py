@@ -219,5 +219,5 @@ def test_grouped_classes_keep_the_prediction():
 
     grouped = models.GroupedClasses(Logits(), [[0, 2], [1]], 5)
     logits = torch.tensor([[1.0, 2, 3, 0, 0], [1, 4, 3, 0, 0], [1, 2, 3, 9, 0]])
-    assert grouped(logits).tolist() == [[3, 2, 0], [3, 4, 0], [3, 2, 9]]
+    assert grouped(logits).tolist() == [[3, 2, 0, 0], [3, 4, 0, 0], [3, 2, 9, 0]]
     assert grouped(logits).argmax(1).tolist() == [0, 1, 2]

@@ -48,17 +48,35 @@ def load(source: str, flags, classes: int = 0) -> Loaded:
     path = _checkpoint(source)
     if path is None:
         return _named(source, flags, classes)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"MODEL must be a checkpoint that holds tensors only, got {str(path)!r}: {error}") from error
-    if isinstance(state, dict) and "classifier" in state:
+    state = _read(path)
+    if "classifier" in state:
         return _trained(path, state, flags)
     if not flags.model:
         raise ValueError(f"--model must be given for {path}, which is not one of train.py's checkpoints")
     settings = _settings(flags, Settings(model=flags.model, init=str(path), image_size=224))
     classifier = models.create(settings, classes or len(CATEGORIES))
     return _ready(path.stem, classifier, (), settings, [])
+
+
+def settings_of(source: str) -> Settings | None:
+    """The settings of the training a source comes from, None for what is not one of train.py's checkpoints."""
+    path = _checkpoint(source)
+    state = _read(path) if path else {}
+    return _training(state) if "classifier" in state else None
+
+
+def _read(path: Path) -> dict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"MODEL must be a checkpoint that holds tensors only, got {str(path)!r}: {error}") from error
+    return state if isinstance(state, dict) else {}
+
+
+def _training(state: dict) -> Settings:
+    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in state["settings"].items()}
+    own = {"model": state["classifier"]["name"], "image_size": state["classifier"]["image_size"], "seed": state["seed"]}
+    return replace(Settings(**saved), init="", pretrained=False, **own)
 
 
 def _named(name: str, flags, classes: int) -> Loaded:
@@ -76,15 +94,12 @@ def _named(name: str, flags, classes: int) -> Loaded:
 
 def _trained(path: Path, state: dict, flags) -> Loaded:
     """One of train.py's checkpoints: it says itself what it is."""
-    own, saved = state["classifier"], state["settings"]
-    known = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
-    known = replace(known, model=own["name"], init="", pretrained=False, image_size=own["image_size"])
-    settings = _settings(flags, replace(known, target_layer=own["target_layer"]))
+    own = state["classifier"]
+    settings = _settings(flags, replace(_training(state), target_layer=own["target_layer"]))
     classifier = models.create(replace(settings, init=str(path)), len(own["classes"]))
     if classifier.notes:
         raise ValueError(f"MODEL {path} does not fit {own['name']}: {'; '.join(classifier.notes)}")
     title = METHODS[state["method"]].title if state["method"] in METHODS else path.stem
-    settings = replace(settings, seed=state["seed"])
     return _ready(title, classifier, tuple(own["classes"]), settings, state["history"])
 
 

@@ -193,7 +193,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> lis
 
 
 class GroupedClasses(nn.Module):
-    """A classifier's logits, of each group of classes the largest, and last the largest of all other classes.
+    """A classifier's logits, of each group of classes the largest, and after them those of all other classes.
 
     For data whose categories cover several of the model's classes: the argmax is a category exactly where the model's
     own argmax lies in its group. Only the first of two groups that share their largest class can win.
@@ -201,13 +201,14 @@ class GroupedClasses(nn.Module):
 
     def __init__(self, model: nn.Module, groups: list[list[int]], classes: int):
         super().__init__()
-        rest = sorted(set(range(classes)) - {number for group in groups for number in group})
-        self.model, self.groups = model, [*groups, rest]
+        self.model, self.groups = model, groups
+        self.rest = sorted(set(range(classes)) - {number for group in groups for number in group})
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B, 3, S, S] -> logits [B, groups + 1]."""
+        """images [B, 3, S, S] -> logits [B, groups + other classes]."""
         logits = self.model(images)
-        return torch.stack([logits[:, group].amax(1) for group in self.groups], 1)
+        grouped = [logits[:, group].amax(1, keepdim=True) for group in self.groups]
+        return torch.cat([*grouped, logits[:, self.rest]], 1)
 
 
 def _build(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:

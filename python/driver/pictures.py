@@ -171,10 +171,10 @@ def _number(value) -> float:
 
 
 def _draw_row(cells, look: Look) -> None:
-    cells[0].imshow(look.image.permute(1, 2, 0), interpolation="lanczos")
+    cells[0].imshow(look.image.permute(1, 2, 0).numpy(), interpolation="lanczos")
     _draw_boxes(cells[0], look.boxes)
     for cell, heat in zip(cells[1:], look.heatmaps, strict=False):
-        cell.imshow(overlay(look.image, heat), interpolation="bilinear")
+        cell.imshow(overlay(look.image, heat).numpy(), interpolation="bilinear")
         _draw_boxes(cell, look.boxes)
         caption = share_in_boxes(heat, look.boxes)
         cell.text(0.5, 1.02, caption, transform=cell.transAxes, ha="center", va="bottom", fontsize=7.5, color=MUTED)
@@ -190,8 +190,8 @@ def _draw_curve(axis, values: Tensor, shade: str, title: str) -> None:
     epochs = range(1, values.shape[1] + 1)
     if len(values) > 1:
         for seed in values:
-            axis.plot(epochs, seed, color=shade, linewidth=0.8, alpha=0.35)
-    axis.plot(epochs, values.mean(0), color=shade, linewidth=2.2, label=title)
+            axis.plot(epochs, seed.numpy(), color=shade, linewidth=0.8, alpha=0.35)
+    axis.plot(epochs, values.mean(0).numpy(), color=shade, linewidth=2.2, label=title)
 
 
 def _save(figure, path: Path) -> None:
