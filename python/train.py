@@ -14,11 +14,12 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-import torch
 from driver import data, engine, ranks, report, settings, storage
 from driver.ranks import Ranks
 from driver.settings import Settings
@@ -42,18 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
             train_all(chosen, here)
             if not here.rank:
                 report.finish(Path(chosen.output), planned_runs(chosen), chosen)
-    except KeyboardInterrupt:
-        print(f"\nStopped. {how_to_go_on(chosen, here)}")
-        return 130
-    except (Terminated, torch.distributed.DistError, RuntimeError) as error:
-        if here.world == 1 or chosen is None:
+    except (KeyboardInterrupt, Terminated) as stop:
+        if here.world == 1:
+            print(f"\nStopped. {how_to_go_on(chosen, here)}")
+            return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        _stop_rank(here, chosen, "it was told to end")
+    except RuntimeError as error:  # what a collective raises when another rank is gone
+        if here.world == 1:
             raise
-        reason = str(error).strip().partition("\n")[0] or "it was told to end"
-        print(f"\nRank {here.rank} of {here.world} stops: {reason}", file=sys.stderr)
-        print(f"If another rank died, this is why. {how_to_go_on(chosen, here)}", file=sys.stderr, flush=True)
-        os._exit(1)  # the process group is broken: leaving it in order would wait for the dead
+        traceback.print_exc()
+        _stop_rank(here, chosen, str(error).strip().partition("\n")[0])
     ranks.leave()
     return 0
+
+
+def _stop_rank(here: Ranks, chosen: Settings | None, reason: str) -> NoReturn:
+    """Say why one of several processes ends, and how to go on, and end it."""
+    print(f"\nRank {here.rank} of {here.world} stops: {reason}", file=sys.stderr)
+    print(f"If another rank died, this is why. {how_to_go_on(chosen, here)}", file=sys.stderr, flush=True)
+    os._exit(1)  # the process group is broken: to leave it in order would be to wait for the dead
 
 
 @contextmanager

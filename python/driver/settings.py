@@ -339,8 +339,9 @@ def _check(settings: Settings) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Train a classifier whose Grad-CAM heatmaps are consistent. Without flags: a minute-long demo on "
-        "digits pasted on photographs, made on the spot.",
+        usage="train.py [--flag [value]] ...",
+        description="Train a classifier whose Grad-CAM heatmaps are consistent. Without flags: a demo of a few minutes "
+        "on digits pasted on photographs, made on the spot.",
         epilog="Methods: " + "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
