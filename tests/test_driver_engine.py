@@ -104,6 +104,14 @@ def test_every_option_trains(flags):
     assert (trainer.state.sums > 0)[:2].all()
 
 
+def test_a_vision_transformer_trains():
+    """Its Grad-CAM is by autograd: a double backward, which fused attention would refuse."""
+    trainer = tiny_trainer("--model", "timm/vit_tiny_patch16_224", "--batch-size", "4", "--ramp", "0")
+    assert not trainer.state.cam.closed_form
+    assert all(value.isfinite().all() for value in train_steps(trainer, 1).values())
+    assert trainer.state.sums[1] > 0
+
+
 @pytest.mark.slow
 def test_compiled_steps_as_eager():
     flags = [*FROZEN, "--no-channels-last"]
