@@ -207,12 +207,12 @@ def test_ticks_take_in_all_values(low, high):
 
 def test_charts_escape_titles_and_skip_gaps():
     nan = float("nan")
-    chart = charts.line_chart([charts.Series("<b>", [1.0, nan, 3.0], [[1.0, nan, 3.0]])], [1, 2, 3], "epoch")
+    chart = charts.line_chart([charts.Series(0, "<b>", [1.0, nan, 3.0], [[1.0, nan, 3.0]])], [1, 2, 3], "epoch")
     assert "<b>" not in chart
     assert "&lt;b&gt;" in chart
     assert "nan" not in chart
     assert chart.count("M") >= 2
-    assert charts.line_chart([charts.Series("x", [nan], [[nan]])], [1], "epoch") == ""
+    assert charts.line_chart([charts.Series(1, "x", [nan], [[nan]])], [1], "epoch") == ""
     assert "control: 3.0" in charts.dot_chart([("x", 2.0, [1.0, 3.0], 3.0), ("y", None, [], None)])
 
 

@@ -8,12 +8,13 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 38, 10, 10, 26
-ROW = 30
+BARS, VALUES, ROW = 240, 46, 32  # dot chart: width, of which for the numbers, height of a row
 
 
 class Series(NamedTuple):
-    """Lines of one method: ``mean`` over its seeds and each seed's own, y values over ``x``."""
+    """Lines of one method: its number, for the colour; the mean over its seeds and each seed's own, y values."""
 
+    number: int
     title: str
     mean: list[float]
     seeds: list[list[float]]
@@ -40,17 +41,17 @@ def line_chart(series: Sequence[Series], x: Sequence[float], x_title: str, digit
     for tick in dict.fromkeys((x[0], x[len(x) // 2], x[-1])):
         at, _ = place(tick, low)
         parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{_text(tick)}</text>')
-    for number, one in enumerate(series):
+    for one in series:
         if len(one.seeds) > 1:
-            parts += [f'<path class="seed m{number}" d="{_path(x, line, place)}"/>' for line in one.seeds]
+            parts += [f'<path class="seed m{one.number}" d="{_path(x, line, place)}"/>' for line in one.seeds]
         last = next((value for value in reversed(one.mean) if math.isfinite(value)), math.nan)
         name = f"{one.title}: {last:.{digits}f} at the end"
         parts.append(
-            f'<path class="line m{number}" d="{_path(x, one.mean, place)}"><title>{escape(name)}</title></path>'
+            f'<path class="line m{one.number}" d="{_path(x, one.mean, place)}"><title>{escape(name)}</title></path>'
         )
         if len(x) == 1 and math.isfinite(last):
             at, y = place(x[0], last)
-            parts.append(f'<circle class="dot m{number}" cx="{at:.1f}" cy="{y:.1f}" r="3"/>')
+            parts.append(f'<circle class="dot m{one.number}" cx="{at:.1f}" cy="{y:.1f}" r="3"/>')
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT}" text-anchor="end">{escape(x_title)}</text>')
     return _svg(WIDTH, HEIGHT, parts)
 
@@ -64,14 +65,14 @@ def dot_chart(rows: Sequence[tuple[str, float | None, list[float], float | None]
     if not known:
         return Markup("")
     high = nice_ticks(0, max(known))[-1]
-    scale = (WIDTH - 62) / high
+    scale = (BARS - VALUES) / high
     parts = []
     for number, (title, mean, seeds, control) in enumerate(rows):
         y = number * ROW
         parts.append(f'<text class="name" x="0" y="{y + 11}">{escape(title)}</text>')
         if mean is None:
             continue
-        parts.append(f'<rect class="track" x="0" y="{y + 16}" width="{WIDTH - 62}" height="7" rx="3.5"/>')
+        parts.append(f'<rect class="track" x="0" y="{y + 16}" width="{BARS - VALUES}" height="7" rx="3.5"/>')
         parts.append(f'<rect class="bar m{number}" x="0" y="{y + 16}" width="{mean * scale:.1f}" height="7" rx="3.5"/>')
         parts += [
             f'<circle class="seed-dot" cx="{seed * scale:.1f}" cy="{y + 19.5}" r="2"/>'
@@ -83,8 +84,8 @@ def dot_chart(rows: Sequence[tuple[str, float | None, list[float], float | None]
             parts.append(
                 f'<path class="control" d="M{at:.1f} {y + 12.5}v14"><title>control: {control:.1f}</title></path>'
             )
-        parts.append(f'<text class="value" x="{WIDTH}" y="{y + 24}" text-anchor="end">{mean:.1f}</text>')
-    return _svg(WIDTH, len(rows) * ROW, parts)
+        parts.append(f'<text class="value" x="{BARS}" y="{y + 24}" text-anchor="end">{mean:.1f}</text>')
+    return _svg(BARS, len(rows) * ROW, parts)
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -106,9 +107,9 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _path(x: Sequence[float], line: Sequence[float], place) -> str:
-    """An SVG path that breaks where a value is missing."""
+    """An SVG path that breaks where a value is missing, and ends with the line, which may be shorter than ``x``."""
     words, open_ = [], False
-    for horizontal, vertical in zip(x, line, strict=True):
+    for horizontal, vertical in zip(x, line, strict=False):
         if not math.isfinite(vertical):
             open_ = False
             continue

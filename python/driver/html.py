@@ -133,10 +133,11 @@ def _curves(summary: dict, entries: list) -> list[dict]:
     found = []
     for name, title in pictures.PANELS.items() if with_history else ():
         series = []
-        for key in summary:
+        for number, key in enumerate(summary):
             lines = [[_number(row.get(name)) for row in entry.history] for entry in with_history if entry.key == key]
-            series.append(charts.Series(summary[key]["title"], _mean_line(lines), lines))
-        epochs = [row["epoch"] for row in with_history[0].history]
+            if lines:
+                series.append(charts.Series(number, summary[key]["title"], _mean_line(lines), lines))
+        epochs = range(1, max(len(line) for one in series for line in one.seeds) + 1)
         chart = charts.line_chart(series, epochs, "epoch", digits=1)
         if chart:
             found.append({"title": title, "chart": chart})
@@ -148,14 +149,14 @@ def _faithfulness(summary: dict, entries: list) -> list[dict]:
     found = []
     for name in ("insertion", "deletion"):
         series = []
-        for key in summary:
+        for number, key in enumerate(summary):
             lines = [
                 (100 * getattr(entry.explained, name).mean(0)).tolist()
                 for entry in entries
                 if entry.key == key and len(getattr(entry.explained, name))
             ]
             if lines:
-                series.append(charts.Series(summary[key]["title"], _mean_line(lines), lines))
+                series.append(charts.Series(number, summary[key]["title"], _mean_line(lines), lines))
         if series:
             steps = len(series[0].mean) - 1
             x = [100 * step / steps for step in range(steps + 1)]

@@ -43,9 +43,9 @@ STYLE = {
 }
 PANELS = {
     "val_accuracy": "Accuracy, %",
-    "val_content_heatmap": "Content Heatmap, % of the mass in the box",
-    "val_consistency": "Consistency, cosine to the augmented view, %",
-    "val_effective_area": "Effective area, % of the image",
+    "val_content_heatmap": "Content Heatmap, %",
+    "val_consistency": "Consistency, %",
+    "val_effective_area": "Effective area, %",
     "val_pointing_game": "Pointing game, %",
     "train_ce": "Training cross-entropy",
 }
