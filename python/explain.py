@@ -22,7 +22,6 @@ from driver.loading import Loaded
 from driver.views import original_view
 from evaluate import add_model_flags, chosen_device
 from PIL import Image
-from torch.nn.functional import interpolate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +57,8 @@ def explain(flags) -> int:
 def explain_image(path: str, loaded: Loaded, explainer, wanted: int | None, folder: Path, size: int, device) -> str:
     """Write one overlay; returns a line about it."""
     settings = loaded.settings
-    view = as_tensor(original_view(read_image(path), settings.image_size))
+    image = read_image(path)
+    view = as_tensor(original_view(image, settings.image_size))
     mean, std = (
         torch.tensor(values)[:, None, None] for values in models.normalisation(settings.model, settings.pretrained)
     )
@@ -68,7 +68,7 @@ def explain_image(path: str, loaded: Loaded, explainer, wanted: int | None, fold
     shown = predicted if wanted is None else wanted
     _, (heat,) = explainer((batch,), torch.tensor([shown], device=device))
     fine = metrics.fine(heat.float().cpu(), size)[0]
-    large = interpolate(view[None], (size, size), mode="bicubic", align_corners=False, antialias=True)[0].clamp(0, 1)
+    large = as_tensor(original_view(image, size))  # the same part of the image, in all its detail
     pixels = (pictures.overlay(large, fine) * 255).round().byte().numpy()
     target = folder / f"{Path(path).stem}-{file_name(class_name(shown, loaded))}.png"
     Image.fromarray(pixels).save(target)
