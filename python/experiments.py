@@ -70,11 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
     names = chosen.only or list(EXPERIMENTS)
     try:
         for seed, name in product(range(0 if chosen.table else chosen.seeds), names):
-            for run in planned(name, chosen.output, chosen.seeds):
-                if run.seed == seed and name in run.folder.parts and not run.results.exists():
-                    print(f"{name}: {run.method}, seed {seed}", flush=True)
-                    _train(run, (*EXPERIMENTS[name].flags, *chosen.flags))
-            write_table(chosen.output, chosen.seeds)
+            runs = [run for run in planned(name, chosen.output, chosen.seeds) if name in run.folder.parts]
+            missing = [run for run in runs if run.seed == seed and not run.results.exists()]
+            for run in missing:
+                print(f"{name}: {run.method}, seed {seed}", flush=True)
+                _train(run, (*EXPERIMENTS[name].flags, *chosen.flags))
+            if missing:
+                write_table(chosen.output, chosen.seeds)
     except KeyboardInterrupt:
         print(f"\nStopped. Finished epochs are kept. To go on:\n\n    {shlex.join([sys.executable, *sys.argv])}\n")
         return 130

@@ -42,7 +42,6 @@ def test_it_trains_what_is_missing_and_writes_the_table(commands, tmp_path, caps
     assert "--backgrounds class --method ... --seed ..." in table
     assert table in capsys.readouterr().out
     assert main(tmp_path, "--only", "backgrounds", *FLAGS) == 0
-    assert main(tmp_path, "--table") == 0
     assert len(commands) == 3
 
 
