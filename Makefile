@@ -20,7 +20,7 @@ TORCH_INSTALLED := $(call stamp,torch,$(PYTHON) $(TORCH))
 INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CXX) $(CXXFLAGS) $(LDFLAGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full bench lint gpu clean
+.PHONY: help install train results test test-full bench lint gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -45,6 +45,9 @@ cgc_kernels/_build.json: $(filter csrc/%,$(CPP)) | $(INSTALLED)
 
 train: install ## train baseline and CGC on the embedded data: table and pictures (minutes)
 	$(BIN)/python python/train.py --compare
+
+results: install ## the table of docs/results.md: every method, limited labels, harder images (hours; goes on when stopped)
+	$(BIN)/python python/experiments.py
 
 test: install ## all tests but the slow ones
 	$(TEST) -m 'not slow'

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
+import torch.distributed as dist
 
 from .options import OBJECTIVES, WEIGHTINGS, Options
 from .transforms import CropFlip, check_structure, check_values
@@ -35,6 +36,18 @@ def choice(name: str, value, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
+
+
+def group(given, even) -> None:
+    """Validate a process group of torch.distributed, of which this process must be a rank, or None; and `even`."""
+    if not isinstance(even, bool):
+        raise TypeError(f"even must be a bool, got {_describe(even)}")
+    if given is None:
+        return
+    if dist.is_available() and given == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("group must be a process group that this process is a rank of, got one without it")
+    if not dist.is_available() or not isinstance(given, dist.ProcessGroup):
+        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {_describe(given)}")
 
 
 def cam(pair, name: str = "cam") -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,9 @@
 """The public functions: check the input once, choose a backend, call it."""
 
 import torch
+import torch.distributed as dist
 
-from . import backends, checks
+from . import backends, checks, distributed
 from .options import WEIGHTINGS, widest_dtype
 from .transforms import CropFlip
 
@@ -19,6 +20,8 @@ def cgc_loss(
     consistency: float = 0.0,
     eps: float = 1e-8,
     backend: str = "auto",
+    group: "dist.ProcessGroup | None" = None,
+    even: bool = False,
 ) -> torch.Tensor:
     """Contrastive Grad-CAM consistency loss (CGC, Pillai et al., CVPR 2022) of a batch of image pairs.
 
@@ -43,6 +46,13 @@ def cgc_loss(
         consistency: >= 0, weight of mean(1 - positive cosine), added to any objective; ours, not the paper's.
         eps: > 0, added to the heatmap's sum and to the quotient.
         backend: "auto", "cpp", "torch", "reference", "triton" or "cuda".
+        group: a torch.distributed process group, ``torch.distributed.group.WORLD`` for all ranks: negatives come from
+            all of its ranks, all of which must make this call. Every rank then returns the mean over all ranks'
+            samples; the gradients it gives are W (ranks) times that mean's, so that DistributedDataParallel, which
+            averages over ranks, arrives at the true one. [B, H * W] rows and [B] positives travel, features do not.
+            Batch sizes may differ between ranks. None: this process alone.
+        even: every rank of the group has the same B: sizes are then not exchanged, and the host does not wait for a
+            GPU. Sizes that differ nevertheless are an error of the communication, or a hang.
 
     Returns:
         Scalar, float64 for float64 features, float32 otherwise. Differentiable once, with respect to features and
@@ -73,7 +83,7 @@ def cgc_loss(
     checks.same_kind("aug_cam.features", aug_features, "cam.features", features)
     checks.same_kind("aug_cam.gradients", aug_gradients, "cam.gradients", gradients)
     transform = _prepare(transform, features, options.image_size)
-    entry = _entry(backend, "cgc", features)
+    entry = _entry(backend, "cgc", features, group, even)
     return entry(features, gradients, aug_features, aug_gradients, transform, options)
 
 
@@ -88,13 +98,15 @@ def heatmap_loss(
     consistency: float = 0.0,
     eps: float = 1e-8,
     backend: str = "auto",
+    group: "dist.ProcessGroup | None" = None,
+    even: bool = False,
 ) -> torch.Tensor:
     """The loss of :func:`cgc_loss` for heatmaps from anywhere, another explainer's for instance.
 
     Args:
         heatmaps: of the original views, [B, H, W], float32 or float64, non-negative.
         aug_heatmaps: of the augmented views, same shape and dtype.
-        transform, image_size, temperature, objective, consistency, eps, backend: as in :func:`cgc_loss`.
+        transform, image_size, temperature, objective, consistency, eps, backend, group, even: as in :func:`cgc_loss`.
 
     Returns:
         Scalar of the heatmaps' dtype, differentiable once with respect to both heatmaps.
@@ -114,7 +126,8 @@ def heatmap_loss(
     checks.heatmaps(aug_heatmaps, "aug_heatmaps")
     checks.same_kind("aug_heatmaps", aug_heatmaps, "heatmaps", heatmaps)
     transform = _prepare(transform, heatmaps, options.image_size)
-    return _entry(backend, "heatmap_loss", heatmaps)(heatmaps, aug_heatmaps, transform, options)
+    entry = _entry(backend, "heatmap_loss", heatmaps, group, even)
+    return entry(heatmaps, aug_heatmaps, transform, options)
 
 
 def gradcam(
@@ -172,20 +185,26 @@ class CGCLoss(torch.nn.Module):
         consistency: float = 0.0,
         eps: float = 1e-8,
         backend: str = "auto",
+        group: "dist.ProcessGroup | None" = None,
+        even: bool = False,
     ):
         super().__init__()
         self.options = checks.options(image_size, temperature, weighting, objective, consistency, eps)
         self.backend = checks.choice("backend", backend, backends.BACKENDS)
+        checks.group(group, even)
+        self.group, self.even = group, even
 
     def forward(self, cam, aug_cam, transform: CropFlip | torch.Tensor) -> torch.Tensor:
         """The loss, a scalar; arguments as in :func:`cgc_loss`."""
-        return cgc_loss(cam, aug_cam, transform, **self.options._asdict(), backend=self.backend)
+        where = {"backend": self.backend, "group": self.group, "even": self.even}
+        return cgc_loss(cam, aug_cam, transform, **self.options._asdict(), **where)
 
     def extra_repr(self) -> str:
         """The settings, for print(module)."""
-        return ", ".join(
-            f"{name}={value!r}" for name, value in (*self.options._asdict().items(), ("backend", self.backend))
-        )
+        settings = {**self.options._asdict(), "backend": self.backend}
+        if self.group is not None:
+            settings |= {"ranks": dist.get_world_size(self.group), "even": self.even}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def _prepare(transform, like: torch.Tensor, image_size: tuple[int, int]) -> CropFlip | torch.Tensor:
@@ -203,6 +222,8 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     return adjugate / (first * adjugate[:, :, 0]).sum(dim=1)[:, None, None]
 
 
-def _entry(backend: str, name: str, like: torch.Tensor):
+def _entry(backend: str, name: str, like: torch.Tensor, group=None, even: bool = False):
     checks.choice("backend", backend, backends.BACKENDS)
-    return backends.choose(backend, like.device).entry_points[name]
+    checks.group(group, even)
+    chosen = backends.choose(backend, like.device)
+    return chosen.entry_points[name] if group is None else distributed.entry_point(chosen, name, group, even)

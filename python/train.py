@@ -1,38 +1,90 @@
 """Train a classifier whose Grad-CAM heatmaps are consistent, and see what that does to them.
 
-    python python/train.py                     the CGC loss with its consistency term
+    python python/train.py                     the CGC loss with its consistency term, on a demo made on the spot
     python python/train.py --method baseline   the same views and cross-entropy, nothing else
-    python python/train.py --compare           all methods, a table and pictures
+    python python/train.py --compare           baseline, CGC, CGC with consistency: a table and pictures
+    python python/train.py --data cub --data-root CUB_200_2011
+    torchrun --nproc-per-node 8 python/train.py --preset imagenet --data-root ILSVRC --amp bf16 --compile
     python python/train.py --help              every flag
 
-Nothing is downloaded: handwritten digits are pasted on photographs, so that each object's box is known. A run folder
-keeps the settings, every epoch's numbers, the checkpoints, the summary and the pictures.
+A run folder keeps the settings, every epoch's numbers, the checkpoints, the summary, the report and the pictures.
 """
 
+import os
 import shlex
+import signal
 import sys
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-import torch
-from driver import pictures, report, settings, storage
-from driver.data import Split, make_splits
-from driver.engine import Run, steps_per_epoch, train
+from driver import data, engine, ranks, report, settings, storage
+from driver.ranks import Ranks
 from driver.settings import Settings
+from driver.state import Run
 from tqdm import tqdm
+
+
+class Terminated(BaseException):
+    """The process was told to end, by torchrun for instance, when another rank has died."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure, draw; returns the exit status."""
-    chosen = settings.parse(arguments)
-    settings.save(chosen)
+    here = ranks.join()
+    chosen = None
     try:
-        tests = train_all(chosen)
-        write_report(chosen, tests)
-    except KeyboardInterrupt:
-        command = [sys.executable, sys.argv[0], "--resume", "--output", chosen.output]
-        print(f"\nStopped. All finished epochs are kept. To go on:\n\n    {shlex.join(command)}\n")
-        return 130
+        with terminable():
+            chosen = here.share(settings.parse(arguments) if not here.rank else None)
+            if not here.rank:
+                settings.save(chosen)
+            train_all(chosen, here)
+            if not here.rank:
+                report.finish(Path(chosen.output), planned_runs(chosen), chosen)
+    except (KeyboardInterrupt, Terminated) as stop:
+        if here.world == 1:
+            print(f"\nStopped. {how_to_go_on(chosen, here)}")
+            return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        _stop_rank(here, chosen, "it was told to end")
+    except RuntimeError as error:  # what a collective raises when another rank is gone
+        if here.world == 1:
+            raise
+        traceback.print_exc()
+        _stop_rank(here, chosen, str(error).strip().partition("\n")[0])
+    ranks.leave()
     return 0
+
+
+def _stop_rank(here: Ranks, chosen: Settings | None, reason: str) -> NoReturn:
+    """Say why one of several processes ends, and how to go on, and end it."""
+    print(f"\nRank {here.rank} of {here.world} stops: {reason}", file=sys.stderr)
+    print(f"If another rank died, this is why. {how_to_go_on(chosen, here)}", file=sys.stderr, flush=True)
+    os._exit(1)  # the process group is broken: to leave it in order would be to wait for the dead
+
+
+@contextmanager
+def terminable():
+    """SIGTERM as an exception, so that a message can be printed."""
+
+    def stop(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def how_to_go_on(chosen: Settings | None, here: Ranks) -> str:
+    """What is kept, and the command that continues."""
+    if chosen is None:
+        return "Nothing was trained yet."
+    start = [sys.executable] if here.world == 1 else ["torchrun", "--nproc-per-node", str(here.world)]
+    command = [*start, sys.argv[0], "--resume", "--output", chosen.output]
+    return f"All that the last checkpoints hold is kept. To go on:\n\n    {shlex.join(command)}\n"
 
 
 def planned_runs(chosen: Settings) -> list[Run]:
@@ -45,40 +97,43 @@ def planned_runs(chosen: Settings) -> list[Run]:
     ]
 
 
-def train_all(chosen: Settings) -> dict[int, Split]:
-    """Train what is not finished yet; returns the test split of every seed."""
-    device = torch.device("cuda" if chosen.device != "cpu" and torch.cuda.is_available() else "cpu")
-    runs, tests = planned_runs(chosen), {}
-    epochs_done = sum(_epochs_done(run) for run in runs)
-    steps = steps_per_epoch(chosen)
+def train_all(chosen: Settings, here: Ranks) -> None:
+    """Train what is not finished yet."""
+    runs, device = planned_runs(chosen), here.device(chosen.device)
+    with refusing():
+        opened = {chosen.seed: data.open_data(chosen)}
+        steps = engine.steps_per_epoch(chosen, opened[chosen.seed])
     with tqdm(
-        total=len(runs) * chosen.epochs * steps,
-        initial=epochs_done * steps,
-        unit="step",
-        disable=None if chosen.progress else True,
+        total=len(runs) * chosen.epochs * steps * chosen.batch_size,
+        initial=sum(_steps_done(run, steps) for run in runs) * chosen.batch_size,
+        unit="img",
+        disable=True if here.rank or not chosen.progress else None,
         dynamic_ncols=True,
     ) as progress:
-        for seed in chosen.all_seeds:
-            splits = make_splits(chosen.sizes, seed)
-            tests[seed] = splits["test"]
-            for run in runs:
-                if run.seed == seed and not run.results.exists():
-                    train(run, chosen, splits, device, progress)
-    return tests
+        for run in runs:
+            if here.share(run.results.exists()):
+                continue
+            if run.seed not in opened:
+                opened = {run.seed: data.open_data(replace(chosen, seed=run.seed))}
+            with refusing():
+                trainer = engine.Trainer(run, chosen, opened[run.seed], device, here)
+            engine.train(trainer, progress)
 
 
-def _epochs_done(run: Run) -> int:
-    return storage.load(run.last)["epoch"] if run.last.exists() else 0
+def _steps_done(run: Run, steps: int) -> int:
+    if not run.last.exists():
+        return 0
+    state = storage.load(run.last)
+    return state["epoch"] * steps + state["step"]
 
 
-def write_report(chosen: Settings, tests: dict[int, Split]) -> None:
-    """Measure the finished runs on the test split; write summary.json and the pictures, print the table."""
-    folder, runs = Path(chosen.output), planned_runs(chosen)
-    summary = report.write_summary(folder / "summary.json", report.measure_all(runs, tests))
-    first = [run for run in runs if run.seed == chosen.seed]
-    pictures.gallery(folder / "gallery.png", first, tests[chosen.seed])
-    pictures.curves(folder / "curves.png", runs)
-    print(f"\n{report.table(summary)}\n\nSee {folder / 'gallery.png'} and {folder / 'curves.png'}.")
+@contextmanager
+def refusing():
+    """Settings that only the data or the model can refuse: a message that names the flag, no traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise SystemExit(f"train.py: error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from driver.data import BACKGROUND_SIZES, DIGIT_SIZES, IMAGE_SIZE, make_splits
+from driver.data.demo import BACKGROUND_SIZES, DIGIT_SIZES, IMAGE_SIZE, make_splits
 from driver.views import RATIO, SCALE, apply_crops, random_crops
 from torch.nn.functional import interpolate
 
@@ -60,7 +60,7 @@ def test_images_and_boxes_are_in_range(splits, split):
 
 def test_digits_change_their_box_and_touch_its_four_sides(splits, monkeypatch):
     """The same random draws without the paste give the backgrounds; they differ inside the boxes only."""
-    import driver.data as data
+    import driver.data.demo as data
 
     paste = data._paste
 

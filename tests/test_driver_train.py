@@ -2,94 +2,40 @@
 
 import csv
 import json
-import os
-import re
 import shlex
 import signal
-import subprocess
 import sys
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from driver import engine, pictures, report, settings, storage
-from driver.data import make_splits
-from driver.methods import METHODS
+from driver import evaluation, schedules, settings, storage
+from driver.presets import PRESETS
+from driver.state import weights
+from driver_cases import (
+    ROOT,
+    TINY,
+    assert_same,
+    drive,
+    kill_inside_an_epoch,
+    started,
+    tiny_trainer,
+    train_steps,
+    wait_until,
+)
 from PIL import Image
-from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
-TINY = ["--train-images", "64", "--val-images", "20", "--test-images", "40", "--warmup", "1"]
-MEASURES = {
-    "accuracy",
-    "content_heatmap",
-    "flat_content_heatmap",
-    "sharpness_matched_content_heatmap",
-    "effective_area",
-    "pointing_game",
-    "consistency",
-    "sharpness_matched_consistency",
-    "twin_retrieval",
-    "dead_heatmaps",
-    "seconds",
-}
+# All that a checkpoint has to hold: averaged weights, a teacher, parts of batches, steps inside an epoch.
+RESUMED = ["--ema", "0.9", "--teacher", "--accumulate", "2", "--checkpoint-every", "1", "--batch-size", "16"]
+COMPARED = ("baseline", "cgc", "cgc_consistent")
 REPORT_FILES = {"config.yaml", "summary.json", "gallery.png", "curves.png"}
 RUN_FILES = {"metrics.csv", "last.pt", "best.pt", "test.pt"}
 
 
-@contextmanager
-def started(*flags):
-    """The driver as a process of one thread, open to SIGINT even where this process was started to ignore it."""
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "python" / "train.py", *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    signal.signal(signal.SIGINT, inherited)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def drive(*flags) -> str:
-    """Run the driver to its end; returns what it printed."""
-    with started(*flags) as process:
-        out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return out
-
-
-def wait_for_epoch(process, folder, epoch):
-    """Until that epoch stands in the run's CSV."""
-    path, deadline = folder / "metrics.csv", time.monotonic() + 300
-    while not (path.exists() and len(path.read_text().splitlines()) > epoch):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def assert_same(first, second):
-    """Equal to the last bit however nested, except for the seconds it took."""
-    assert type(first) is type(second)
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first.keys() - {"seconds"}:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    else:
-        assert first == second
+def epochs_in(folder) -> int:
+    """How many epochs stand in a run's CSV."""
+    path = folder / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +49,14 @@ def comparison(tmp_path_factory):
 def straight(tmp_path_factory):
     """The run folder of four epochs trained without a break."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    drive("--epochs", 4, "--output", folder, *TINY)
+    drive("--epochs", 4, "--output", folder, *TINY, *RESUMED)
     return folder
 
 
 def test_comparison_writes_every_file(comparison):
     folder, _ = comparison
-    runs = {f"{method}-seed{seed}" for method in METHODS for seed in (5, 6)}
-    assert {path.name for path in folder.iterdir()} == REPORT_FILES | runs
+    runs = {f"{method}-seed{seed}" for method in COMPARED for seed in (5, 6)}
+    assert {path.name for path in folder.iterdir()} >= REPORT_FILES | runs
     for run in runs:
         names = {path.name for path in (folder / run).iterdir()}
         assert names >= RUN_FILES
@@ -118,44 +64,27 @@ def test_comparison_writes_every_file(comparison):
         assert len(names - RUN_FILES) == 1
 
 
-def test_summary_has_every_measure_of_every_method(comparison):
+def test_summary_has_the_mean_and_spread_of_every_seed(comparison):
     summary = json.loads((comparison[0] / "summary.json").read_text())
-    assert summary.keys() == METHODS.keys()
+    assert tuple(summary) == COMPARED
     for column in summary.values():
-        assert column.keys() == MEASURES | {"spread", "runs"}
         assert [run["seed"] for run in column["runs"]] == [5, 6]
-        for name in MEASURES:
+        for name in ("accuracy", "content_heatmap", "pointing_game", "sharpness_matched_consistency", "seconds"):
             first, second = (run[name] for run in column["runs"])
             assert column[name] == pytest.approx((first + second) / 2)
             assert column["spread"][name] == pytest.approx(abs(first - second) / 2**0.5)
             assert name == "seconds" or 0 <= column[name] <= 100
-    baseline = summary["baseline"]
-    assert baseline["sharpness_matched_content_heatmap"] == pytest.approx(baseline["content_heatmap"], abs=1e-4)
-    assert baseline["sharpness_matched_consistency"] == pytest.approx(baseline["consistency"], abs=1e-4)
 
 
 def trained_without_weight(method):
     """The parameters after an epoch in which the heatmap loss had weight 0."""
-    chosen = settings.Settings(train_images=64, cgc_weight=0.0, ramp=0.0)
-    state = engine.State(engine.Run(method, 7, Path()), chosen, torch.device("cpu"))
-    split = make_splits({"train": 64}, 7)["train"]
-    with engine.GradCAM(state.model, engine.TARGET_LAYER) as cam, tqdm(disable=True) as progress:
-        engine.train_epoch(cam, state, chosen, split, 1, torch.device("cpu"), progress)
-    return state.model.state_dict()
+    return train_steps(tiny_trainer("--cgc-weight", "0", "--ramp", "0", method=method), 2)
 
 
 def test_methods_differ_by_their_heatmap_loss_alone():
     """The same start, order, crops and cross-entropy: without the loss's weight they are one method."""
     assert_same(trained_without_weight("baseline"), trained_without_weight("cgc"))
     assert_same(trained_without_weight("baseline"), trained_without_weight("cgc_consistent"))
-
-
-def test_table_is_aligned(comparison):
-    lines = comparison[1].split("test split, %")[1].split("\n\n")[0].splitlines()
-    rows = lines[2:]
-    assert len(rows) == len(MEASURES)
-    assert len({len(row) for row in rows}) == 1
-    assert all(len(re.findall(r"\d ± \d", row)) == len(METHODS) for row in rows)
 
 
 def test_csv_has_a_row_per_epoch(comparison):
@@ -182,22 +111,20 @@ def test_pictures_are_pictures(comparison, name):
 @pytest.mark.parametrize("name", ["last.pt", "best.pt", "test.pt"])
 def test_checkpoints_load_with_weights_only(comparison, name):
     state = torch.load(comparison[0] / "baseline-seed5" / name, weights_only=True)
-    assert state.keys() >= ({"logits", "heatmaps", "aug_heatmaps"} if name == "test.pt" else {"model", "optimizer"})
+    assert state.keys() >= ({"predicted", "heatmaps", "aug_heatmaps"} if name == "test.pt" else {"model", "optimizer"})
 
 
-def test_checkpoint_restores_the_tested_model(comparison):
-    folder = comparison[0] / "cgc_consistent-seed5"
-    run = engine.Run("cgc_consistent", 5, folder)
-    chosen = settings.Settings(train_images=64, epochs=2)
-    state = engine.State(run, chosen, torch.device("cpu"))
-    state.load(run.last)
-    split = make_splits({"test": 40}, 5)["test"]
-    with engine.GradCAM(state.model, engine.TARGET_LAYER) as cam:
-        crops = engine.evaluation_crops(split, 5, "test")
-        explained = engine.explain(cam, split, crops, torch.device("cpu"))
-    saved = storage.load(run.results)
+def test_checkpoint_restores_the_tested_model(straight):
+    """The averaged weights are what was tested, and what the checkpoint says was evaluated."""
+    trainer = tiny_trainer(*RESUMED, seed=0, folder=straight.parent / "new")
+    trainer.state.load(straight / "last.pt")
+    where = {"seed": 0, "faithful": 0}
+    explained = evaluation.explain(trainer.state.averaged, trainer.data.test, trainer.data, trainer.device, **where)
+    saved = storage.load(straight / "test.pt")
     for name, value in explained._asdict().items():
         torch.testing.assert_close(value, saved[name], rtol=1e-4, atol=1e-6)
+    checkpoint = storage.load(straight / "last.pt")
+    assert weights(checkpoint)["head.weight"].ne(checkpoint["model"]["head.weight"]).any()
 
 
 def test_finished_runs_are_not_trained_again(comparison):
@@ -220,21 +147,23 @@ def test_single_run_fills_its_folder(straight):
     assert summary["cgc_consistent"]["spread"]["accuracy"] is None
 
 
-def test_killed_run_resumes_bit_by_bit(straight, tmp_path):
+def test_run_killed_inside_an_epoch_resumes_bit_by_bit(straight, tmp_path):
     folder = tmp_path / "killed"
-    with started("--epochs", 4, "--output", folder, *TINY) as process:
-        wait_for_epoch(process, folder, 3)
-        process.kill()
-    assert storage.load(folder / "last.pt")["epoch"] >= 2
-    drive("--resume", "--output", folder)
+    with started("--epochs", 4, "--output", folder, *TINY, *RESUMED) as process:
+        kill_inside_an_epoch(process, folder, 1)
+        process.wait(60)
+    state = storage.load(folder / "last.pt")
+    assert 1 <= state["epoch"] < 4
+    assert 0 < state["step"] < 4
+    drive("--resume", "--output", folder, "--workers", 2)
     for name in ("last.pt", "best.pt", "test.pt"):
-        assert_same(storage.load(folder / name), storage.load(straight / name))
+        assert_same(storage.load(folder / name), storage.load(straight / name), name)
 
 
 def test_interrupt_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "a folder"
     with started("--epochs", 50, "--output", folder, *TINY) as process:
-        wait_for_epoch(process, folder, 2)
+        wait_until(process, lambda: epochs_in(folder) >= 2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
@@ -262,7 +191,7 @@ def test_comparison_can_be_given_more_seeds(tmp_path):
         ("--temperature -1", "--temperature: must be a number > 0, got '-1'"),
         ("--ramp 1.5", "--ramp: must be a number >= 0 and <= 1, got '1.5'"),
         ("--seed -1", "--seed: must be an integer >= 0, got '-1'"),
-        ("--method magic", "--method: invalid choice: 'magic'"),
+        ("--method magic", "--method: must be one of baseline, gradcam_l2, cgc"),
         ("--method cgc --compare", "--compare: not allowed with argument --method"),
         ("--batch-size 64 --train-images 63", "--batch-size must be at most --train-images 63, got 64"),
         ("--resume", "--resume must come with --output FOLDER"),
@@ -272,6 +201,18 @@ def test_comparison_can_be_given_more_seeds(tmp_path):
         ("--resume --output {used} --epochs 9", "--epochs must be 4 as in {used}/config.yaml to --resume, got 9"),
         ("--resume --output {used} --seeds 2", "--seeds must be 1 as in {used}/config.yaml to --resume, got 2"),
         ("--epoch 3", "unrecognized arguments: --epoch 3"),
+        ("--decay-epochs 30,20", "--decay-epochs: must be increasing integers >= 1 separated by commas, got '30,20'"),
+        ("--data cub", "--data cub must come with --data-root DIR"),
+        ("--preset cars", "--data cars must come with --data-root DIR"),
+        ("--data unrel --data-root {new}", "--data must not be unrel to train"),
+        ("--image-size 32", "--image-size must be 64 for the demo, got 32"),
+        ("--teacher", "--teacher must come with --ema"),
+        ("--ce-views 2", "--ce-views must be 1 or 3, got 2"),
+        ("--unlabeled rest", "--unlabeled rest must come with a --fraction below 1"),
+        ("--unlabeled x --target label", "--target must be prediction with --unlabeled"),
+        ("--accumulate 3", "--accumulate must divide --batch-size 32, got 3"),
+        ("--resume --output {used} --preset demo", "--preset must not come with --resume"),
+        ("--config {new}", "--config must be a readable YAML file, got {new}"),
     ],
 )
 def test_wrong_flags_are_refused_by_name(flags, message, tmp_path, straight, capsys):
@@ -289,39 +230,30 @@ def test_help_documents_every_flag(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name in settings.Settings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text or name == "progress"
-    assert text.count("(default:") >= 17
+    assert text.count("(default:") >= 50
 
 
 def test_schedule_warms_up_and_falls_to_zero():
-    values = [engine.schedule(step / 10, warmup=2, epochs=18) for step in range(1, 181)]
+    values = [schedules.cosine(step / 10, warmup=2, epochs=18) for step in range(1, 181)]
     assert values[9] == pytest.approx(0.5)
     assert max(values) == values[19] == pytest.approx(1)
     assert values[99] == pytest.approx(0.5)
     assert values[-1] == pytest.approx(0, abs=1e-12)
-    assert engine.schedule(0.5, warmup=0, epochs=1) == pytest.approx(0.5)
-    assert [engine.schedule(x, warmup=2, epochs=1) for x in (0.25, 0.5, 1)] == pytest.approx([0.5, 1, 0])
+    assert schedules.cosine(0.5, warmup=0, epochs=1) == pytest.approx(0.5)
+    assert [schedules.cosine(x, warmup=2, epochs=1) for x in (0.25, 0.5, 1)] == pytest.approx([0.5, 1, 0])
+
+
+def test_step_schedule_decays_after_its_epochs():
+    def rate(epoch, warmup=0):
+        return schedules.steps(epoch, warmup, 90, (30, 60), 0.1)
+
+    assert [rate(epoch) for epoch in (0.5, 30, 30.01, 60, 60.01, 90)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [rate(epoch, 5) for epoch in (1, 2.5, 5)] == pytest.approx([0.2, 0.5, 1])
 
 
 def test_ramp_rises_over_its_share():
-    assert [engine.ramp(x, 0.5) for x in (0, 0.25, 0.5, 1)] == [0, 0.5, 1, 1]
-    assert engine.ramp(0, 0) == 1
-
-
-def test_gallery_takes_the_first_of_each_class():
-    assert pictures.first_of_each_class(torch.tensor([3, 1, 3, 1, 0])) == [4, 1, 0]
-
-
-def test_control_is_the_baseline_at_the_methods_sharpness():
-    """Heatmaps that are the baseline's squared are matched exactly: nothing but sharpening scores nothing."""
-    split = make_splits({"test": 30}, 0)["test"]
-    generator = torch.Generator().manual_seed(0)
-    maps, aug_maps = torch.rand(2, 30, 64, 64, generator=generator, dtype=torch.float64)
-    logits = torch.zeros(30, 10)
-    measured = report.measure(
-        engine.Explained(logits, maps**2, aug_maps**2), engine.Explained(logits, maps, aug_maps), split, 0
-    )
-    assert measured["content_heatmap"] == pytest.approx(measured["sharpness_matched_content_heatmap"], abs=1e-6)
-    assert measured["consistency"] == pytest.approx(measured["sharpness_matched_consistency"], abs=1e-6)
+    assert [schedules.ramp(x, 0.5) for x in (0, 0.25, 0.5, 1)] == [0, 0.5, 1, 1]
+    assert schedules.ramp(0, 0) == 1
 
 
 def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path):
@@ -337,3 +269,49 @@ def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path):
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- Presets and configuration files
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_settings(preset, tmp_path):
+    place = [] if preset == "demo" else ["--data-root", str(tmp_path)]
+    chosen = settings.parse(["--preset", preset, *place, "--output", str(tmp_path / "new")])
+    assert {name: getattr(chosen, name) for name in PRESETS[preset]} == PRESETS[preset]
+
+
+def test_the_data_implies_its_recipe_and_flags_override_it(tmp_path):
+    where = ["--data-root", str(tmp_path), "--output", str(tmp_path / "new")]
+    chosen = settings.parse(["--data", "imagenet", "--lr", "0.3", *where])
+    assert (chosen.model, chosen.batch_size, chosen.epochs, chosen.lr) == ("resnet50", 256, 90, 0.3)
+    assert (chosen.schedule, chosen.decay_epochs, chosen.cgc_weight, chosen.temperature) == ("step", (30, 60), 0.5, 0.5)
+    assert settings.parse(["--data", "folder", *where]).data == "folder"
+
+
+def test_a_run_folder_is_a_configuration(tmp_path):
+    """What a run keeps, read by --config, is the same settings; flags are stronger."""
+    flags = ["--epochs", "7", "--decay-epochs", "2,5", "--schedule", "step", "--ema", "0.99", "--no-channels-last"]
+    first = settings.parse([*flags, "--output", str(tmp_path / "first")])
+    settings.save(first)
+    config = ["--config", str(tmp_path / "first" / "config.yaml"), "--output", str(tmp_path / "second")]
+    assert settings.kept(settings.parse(config)) == settings.kept(first)
+    assert settings.parse([*config, "--epochs", "9"]).epochs == 9
+    assert settings.load(tmp_path / "first") == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 0", "lr in {config} must be a number > 0, got '0'"),
+        ("epoch: 3", "{config} must hold settings only, got 'epoch'; near it: epochs"),
+        ("compile: perhaps", "compile in {config} must be true or false, got 'perhaps'"),
+        ("- lr", "--config must be a YAML file of settings, name: value, got {config}"),
+    ],
+)
+def test_wrong_configuration_is_refused_by_name(text, message, tmp_path, capsys):
+    config = tmp_path / "settings.yaml"
+    config.write_text(text)
+    with pytest.raises(SystemExit):
+        settings.parse(["--config", str(config), "--output", str(tmp_path / "new")])
+    assert message.format(config=config) in capsys.readouterr().err

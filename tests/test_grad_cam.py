@@ -384,6 +384,28 @@ class TestForward:
             assert_close(out.logits, net(view))
         assert all(out.logits.requires_grad for out in outputs)
 
+    @pytest.mark.parametrize("by_label", [False, True])
+    @pytest.mark.parametrize("path", [0, 1])
+    def test_views_in_one_batch_give_what_they_give_apart(self, path, by_label):
+        """In eval mode; every class is that of the first view, or the target."""
+        net = tiny().eval()
+        cam, (*pair, extra) = both_paths(net)[path], views(3)
+        target = torch.tensor([4, 0, 2]) if by_label else None
+        apart = cam(*pair, target=target, extra=[extra, extra[:1]])
+        expected = parameter_gradients(net, cam_loss(apart[:2]))
+        together = cam(*pair, target=target, extra=[extra, extra[:1]], batched=True)
+        for one, other in zip(together, apart, strict=True):
+            torch.testing.assert_close(one.logits, other.logits)
+        for one, other in zip(together[:2], apart[:2], strict=True):
+            torch.testing.assert_close(one.cam, other.cam)
+        assert [output.cam for output in together[2:]] == [None, None]
+        torch.testing.assert_close(parameter_gradients(net, cam_loss(together[:2])), expected)
+
+    def test_one_batch_mixes_the_statistics_of_batch_norm(self):
+        net = tiny()
+        GradCAM(net, "body")(*views(2), extra=views(1), batched=True)
+        assert net.body[1].num_batches_tracked == 1
+
     def test_extra_views_are_not_captured(self):
         net = tiny()
         cam = GradCAM(net, "body")

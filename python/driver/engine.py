@@ -1,246 +1,293 @@
-"""One training run: a method and a seed, its epochs, its checkpoints, and at the end its heatmaps of the test split."""
+"""One training run: a method and a seed, its steps, its epochs, its records, and at the end what its model explains."""
 
+import contextlib
 import csv
 import math
 import time
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from cgc_kernels import CropFlip, GradCAM, gradcam
+from cgc_kernels import GradCAM, GradCAMOutput
 
-from . import metrics, storage
-from .data import CLASSES, IMAGE_SIZE, Split
+from . import evaluation, schedules, storage
 from .methods import METHODS
-from .models import TARGET_LAYER, SmallResNet
+from .ranks import Ranks
 from .settings import Settings
-from .views import apply_crops, random_crops
+from .state import Run, State
+from .views import Batch, Steps, TrainViews, loader
 
-EVALUATION_BATCH = 100
-STREAMS = ("train", "val", "test")
-
-
-class Run(NamedTuple):
-    """A method and a seed, and the folder that keeps what comes of them."""
-
-    method: str
-    seed: int
-    folder: Path
-
-    @property
-    def last(self) -> Path:
-        """Checkpoint of the last finished epoch."""
-        return self.folder / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        """Checkpoint of the epoch with the best validation accuracy."""
-        return self.folder / "best.pt"
-
-    @property
-    def results(self) -> Path:
-        """Logits and heatmaps of the test split; the run is finished when they exist."""
-        return self.folder / "test.pt"
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Explained(NamedTuple):
-    """What a model says about a split, on the CPU.
+class Views(nn.Module):
+    """All views of a step in ONE forward, as DistributedDataParallel and torch.compile want it."""
 
-    Attributes:
-        logits: float32 [N, K] of the original views.
-        heatmaps: float32 [N, H, W] of the original views, for the labelled class.
-        aug_heatmaps: float32 [N, H, W] of the augmented views, for the same class.
-    """
+    def __init__(self, cam: GradCAM, batched: bool):
+        super().__init__()
+        self.cam, self.batched = cam, batched
 
-    logits: Tensor
-    heatmaps: Tensor
-    aug_heatmaps: Tensor
-
-
-class State:
-    """All that a step changes; saved whole after every epoch, so that a resumed run goes on bit by bit."""
-
-    def __init__(self, run: Run, settings: Settings, device: torch.device):
-        torch.manual_seed(run.seed)
-        self.model = SmallResNet(len(CLASSES)).to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        self.random = generator(run.seed, "train")
-        self.history: list[dict[str, float]] = []
-        self.best = -1.0
-        self.method, self.seed = run.method, run.seed
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
-        state = {
-            "method": self.method,
-            "seed": self.seed,
-            "epoch": len(self.history),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": self.random.get_state(),
-            "torch_random": torch.get_rng_state(),
-            "history": self.history,
-            "best": self.best,
-        }
-        storage.save(state, path)
-
-    def load(self, path: Path) -> None:
-        """Read a checkpoint back."""
-        state = storage.load(path)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.random.set_state(state["random"])
-        torch.set_rng_state(state["torch_random"])
-        self.history, self.best = state["history"], state["best"]
+    def forward(
+        self, explained: list[Tensor], plain: list[Tensor], target: Tensor | None = None
+    ) -> tuple[GradCAMOutput, ...]:
+        """Logits of all views, and Grad-CAM of those to be explained, for the target or the first one's prediction."""
+        if explained:
+            return self.cam(*explained, target=target, extra=plain, batched=self.batched)
+        if self.batched:
+            logits = self.cam.model(torch.cat(plain)).split([len(view) for view in plain])
+        else:
+            logits = [self.cam.model(view) for view in plain]
+        return tuple(GradCAMOutput(own, None) for own in logits)
 
 
-def generator(seed: int, stream: str) -> Generator:
-    """A CPU random state of its own for each seed and use, "train", "val" or "test"."""
-    (mixed,) = np.random.SeedSequence([seed, STREAMS.index(stream)]).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed))
+class Trainer:
+    """A state, and the step that moves it. Raises ValueError where the settings cannot be followed."""
+
+    def __init__(self, run: Run, settings: Settings, data, device: torch.device, ranks: Ranks):
+        self.settings = replace(settings, seed=run.seed, method=run.method, image_size=data.image_size)
+        self.run, self.data, self.device, self.ranks = run, data, device, ranks
+        self.steps = steps_per_epoch(settings, data)
+        if settings.batch_size % (ranks.world * settings.accumulate):
+            raise ValueError(
+                f"--batch-size must be a multiple of processes * --accumulate, {ranks.world} * {settings.accumulate}, "
+                f"got {settings.batch_size}"
+            )
+        self.state = State(run, self.settings, data, device, ranks)
+        method = METHODS[run.method]
+        self.weight = method.weight(settings)
+        self.heatmap_loss = method.heatmap_loss(self.settings, ranks.group if settings.global_negatives else None)
+        self.free = data.unlabeled if method.objective else None  # images for the heatmap loss alone
+        if self.free is not None and len(self.free) < settings.batch_size:
+            raise ValueError(f"--unlabeled must give at least --batch-size images, got {len(self.free)}")
+        self.net = self._wrapped(Views(self.state.cam, settings.batched_views))
+
+    def _wrapped(self, views: Views) -> nn.Module:
+        if self.settings.compile:
+            views.compile()
+        if self.ranks.world == 1:
+            return views
+        return DistributedDataParallel(views, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def batches(self, first: int):
+        """Batches of this rank from step `first` of the training to its end: (labelled, unlabeled or None)."""
+        settings, last = self.settings, self.steps * self.settings.epochs
+
+        def stream(images, views: str, order: str):
+            steps = Steps(
+                len(images), settings.batch_size, settings.seed, order, first, last, self.ranks.rank, self.ranks.world
+            )
+            return loader(TrainViews(images, settings, views), steps, settings.workers, self.device.type == "cuda")
+
+        labelled = stream(self.data.train, "train", "order")
+        if self.free is None:
+            return ((batch, None) for batch in labelled)
+        return zip(labelled, stream(self.free, "unlabeled", "unlabeled order"), strict=True)
+
+    def train_mode(self) -> None:
+        """BatchNorm and dropout as in training, BatchNorm frozen if so set."""
+        self.net.train()
+        if self.settings.freeze_batchnorm:
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def step(self, batch: Batch, free: Batch | None, done: int) -> None:
+        """One update, the `done + 1`-th of the training. Nothing is read back from the device."""
+        state, settings = self.state, self.settings
+        factor = schedules.learning_rate(settings, (done + 1) / self.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        state.sums += self.backward(batch, free, self.weight_at(done))
+        if settings.clip:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.average_weights()
+
+    def weight_at(self, done: int) -> float:
+        """The heatmap loss's weight after `done` steps."""
+        if self.heatmap_loss is None:
+            return 0.0
+        return self.weight * schedules.ramp(done / (self.steps * self.settings.epochs), self.settings.ramp)
+
+    def backward(self, batch: Batch, free: Batch | None, weight: float) -> Tensor:
+        """Put the gradients of one batch into the parameters; returns (CE, heatmap loss, accuracy) on the device."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        parts, figures = self.settings.accumulate, []
+        place = partial(Batch.on, device=self.device, data=self.data, channels_last=self.settings.channels_last)
+        own, others = place(batch).parts(parts), [None] * parts if free is None else place(free).parts(parts)
+        for number, (part, other) in enumerate(zip(own, others, strict=True), 1):
+            synchronise = number == parts or self.ranks.world == 1
+            with contextlib.nullcontext() if synchronise else self.net.no_sync(), self._attention():
+                ce, term, accuracy = self._losses(part, other)
+                self.state.scaler.scale((ce + weight * term) / parts).backward()
+            figures.append(torch.stack([ce.detach(), term.detach(), accuracy]))
+        return torch.stack(figures).mean(0)
+
+    def _attention(self):
+        """Grad-CAM by autograd differentiates twice, which fused attention cannot."""
+        twice = self.heatmap_loss is not None and not self.state.cam.closed_form
+        return sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
+
+    def _losses(self, batch: Batch, free: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy summed over its views, the heatmap loss of a pair of views, and the accuracy.
+
+        The pair is the labelled images' own, or that of unlabeled ones, which the cross-entropy does not see.
+        """
+        judged = [batch.view, batch.aug, batch.extra] if self.settings.ce_views == 3 else [batch.extra]
+        pair = batch if free is None else free
+        explained, target, teacher = self._explained(pair)
+        plain = [view for view in judged if all(view is not other for other in explained)]
+        with torch.autocast(self.device.type, AMP[self.settings.amp], enabled=self.settings.amp != "off"):
+            outputs = self.net(explained, plain, target)
+        logits = [out.logits.float() for view in judged for out in self._of(view, explained + plain, outputs)]
+        ce = sum(cross_entropy(own, batch.labels) for own in logits)
+        accuracy = (logits[0].detach().argmax(1) == batch.labels).float().mean()
+        if self.heatmap_loss is None:
+            return ce, ce.new_zeros(()), accuracy
+        cams = [out.cam for out in outputs[: len(explained)]]
+        return ce, self.heatmap_loss(teacher or cams[0], cams[-1], pair.crops), accuracy
+
+    @staticmethod
+    def _of(view: Tensor, views: list[Tensor], outputs) -> list[GradCAMOutput]:
+        return [out for other, out in zip(views, outputs, strict=True) if other is view]
+
+    def _explained(self, pair: Batch):
+        """The views whose heatmaps are trained, the class they are for (None: predicted), and the teacher's CAM."""
+        if self.heatmap_loss is None:
+            return [], None, None
+        target = pair.labels if self.settings.target == "label" else None
+        if not self.settings.teacher:
+            return [pair.view, pair.aug], target, None
+        with torch.no_grad(), torch.autocast(self.device.type, AMP[self.settings.amp], self.settings.amp != "off"):
+            (out,) = self.state.averaged(pair.view, target=target)
+        return [pair.aug], out.logits.argmax(1) if target is None else target, out.cam
 
 
-def evaluation_crops(split: Split, seed: int, stream: str) -> CropFlip:
-    """The augmented views of a split, the same whenever and for whichever method it is evaluated."""
-    return random_crops(len(split.images), IMAGE_SIZE, generator(seed, stream))
+def steps_per_epoch(settings: Settings, data) -> int:
+    """Full batches only. Raises ValueError where not even one is full."""
+    steps = len(data.train) // settings.batch_size
+    if not steps:
+        raise ValueError(
+            f"--batch-size must be at most the {len(data.train)} training images, got {settings.batch_size}"
+        )
+    return steps
 
 
-def train(run: Run, settings: Settings, splits: dict[str, Split], device: torch.device, progress) -> None:
-    """Train from the last checkpoint, if there is one, to the end; `progress` is a tqdm bar that counts steps."""
-    state = State(run, settings, device)
-    if run.last.exists():
+def train(trainer: Trainer, progress) -> None:
+    """Train from the last checkpoint, if there is one, to the end; `progress` is a tqdm bar that counts images."""
+    run, settings, data, ranks, state = trainer.run, trainer.settings, trainer.data, trainer.ranks, trainer.state
+    if ranks.share(run.last.exists()):
         state.load(run.last)
     else:
-        state.save(run.best)
-        state.save(run.last)
-    crops = {stream: evaluation_crops(splits[stream], run.seed, stream) for stream in ("val", "test")}
-    cam = GradCAM(state.model, TARGET_LAYER)
-    with cam, SummaryWriter(run.folder, purge_step=len(state.history) + 1) as board:
+        state.save(run.best, run.last)
+    if not ranks.rank:
+        for note in state.notes:
+            progress.write(note)
+    batches = iter(trainer.batches(len(state.history) * trainer.steps + state.step))
+    board = SummaryWriter(run.folder, purge_step=len(state.history) + 1) if not ranks.rank else None
+    with board or contextlib.nullcontext():
         for epoch in range(len(state.history) + 1, settings.epochs + 1):
             progress.set_description(f"{run.method} seed {run.seed} epoch {epoch}/{settings.epochs}")
-            began = time.perf_counter()
-            row = {"epoch": epoch, **train_epoch(cam, state, settings, splits["train"], epoch, device, progress)}
-            row |= _validate(explain(cam, splits["val"], crops["val"], device), splits["val"], crops["val"])
-            row["seconds"] = time.perf_counter() - began
-            _record(row, run, state, board)
-            progress.write(_line(row, run, settings))
-        explained = explain(cam, splits["test"], crops["test"], device)
-    storage.save(explained._asdict(), run.results)
+            row = {"epoch": epoch, **_train_epoch(trainer, batches, epoch, progress), **_validate(trainer)}
+            _record(row, trainer, board)
+            if not ranks.rank:
+                progress.write(_line(row, run, settings))
+    if not ranks.rank:
+        how = {"seed": run.seed, "faithful": settings.faithfulness, "workers": settings.workers}
+        explained = evaluation.explain(state.evaluated, data.test, data, trainer.device, **how)
+        storage.save(explained._asdict(), run.results)
+    ranks.share(None)  # the others wait
 
 
-def train_epoch(cam, state: State, settings: Settings, split: Split, epoch: int, device, progress) -> dict[str, float]:
-    """One pass over the training images; returns the learning rate and the mean of both losses."""
-    cam.train()
-    steps = steps_per_epoch(settings)
-    heatmap_loss = METHODS[state.method].heatmap_loss(settings.temperature, settings.consistency)
-    order = torch.randperm(len(split.images), generator=state.random)
-    sums = torch.zeros(2)
-    for step in range(steps):
-        done = (epoch - 1) * steps + step
-        chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-        lr = settings.lr * schedule((done + 1) / steps, settings.warmup, settings.epochs)
-        weight = settings.cgc_weight * ramp(done / (settings.epochs * steps), settings.ramp) if heatmap_loss else 0.0
-        images, labels = split.images[chosen].to(device), split.labels[chosen].to(device)
-        ce, term = _losses(cam, heatmap_loss, images, labels, state.random)
-        _update(state.optimizer, ce + weight * term, lr)
-        sums += torch.stack([ce.detach(), term.detach()]).cpu()
-        progress.update()
-    ce, term = (sums / steps).tolist()
-    return {"lr": lr, "train_ce": ce, "train_heatmap_loss": term, "heatmap_loss_weight": weight}
-
-
-def _losses(cam, heatmap_loss, images: Tensor, labels: Tensor, random: Generator) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over three views, and the heatmap loss of the first two.
-
-    The third view, seen by the cross-entropy alone, is in the released code; every method gets it.
-    """
-    crops, more_crops = (random_crops(len(images), IMAGE_SIZE, random).to(images.device) for _ in range(2))
-    out, out_aug, more = cam(images, apply_crops(images, crops), extra=[apply_crops(images, more_crops)])
-    ce = sum(cross_entropy(view.logits, labels) for view in (out, out_aug, more))
-    if heatmap_loss is None:
-        return ce, ce.new_zeros(())
-    return ce, heatmap_loss(out.cam, out_aug.cam, crops)
-
-
-def _update(optimizer, loss: Tensor, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
-def steps_per_epoch(settings: Settings) -> int:
-    """Full batches only: a small last batch would have few negatives."""
-    return settings.train_images // settings.batch_size
-
-
-def schedule(epoch: float, warmup: int, epochs: int) -> float:
-    """Learning rate at a fractional epoch, as a share of the highest: linear warm-up, then half a cosine to 0.
-
-    The warm-up takes at most half of the epochs.
-    """
-    rising = min(warmup, epochs / 2)
-    if epoch < rising:
-        return epoch / rising
-    return 0.5 * (1 + math.cos(math.pi * (epoch - rising) / (epochs - rising)))
-
-
-def ramp(progress: float, share: float) -> float:
-    """Weight of the heatmap loss at `progress` in 0..1, rising linearly from 0 to 1 over the first `share`."""
-    return min(1.0, progress / share) if share > 0 else 1.0
-
-
-@torch.no_grad()
-def explain(cam, split: Split, crops: CropFlip, device: torch.device) -> Explained:
-    """Logits and coarse heatmaps of the labelled class, for the images and their augmented views, in eval mode."""
-    cam.eval()
-    batches = []
-    for part in torch.arange(len(split.images)).split(EVALUATION_BATCH):
-        images, labels = split.images[part].to(device), split.labels[part].to(device)
-        views = images, apply_crops(images, CropFlip(*(field[part] for field in crops)).to(device))
-        out, out_aug = cam(*views, target=labels)
-        heatmaps = [gradcam(view.cam.features, view.cam.gradients) for view in (out, out_aug)]
-        batches.append([value.float().cpu() for value in (out.logits, *heatmaps)])
-    return Explained(*(torch.cat(values) for values in zip(*batches, strict=True)))
-
-
-def _validate(explained: Explained, split: Split, crops: CropFlip) -> dict[str, float]:
-    maps, aug_maps = (metrics.fine(view, IMAGE_SIZE) for view in (explained.heatmaps, explained.aug_heatmaps))
+def _train_epoch(trainer: Trainer, batches, epoch: int, progress) -> dict[str, float]:
+    """What is left of one pass over the training images; returns its learning rate and mean losses."""
+    state, settings, steps = trainer.state, trainer.settings, trainer.steps
+    trainer.train_mode()
+    began = time.perf_counter() - state.seconds
+    for step in range(state.step, steps):
+        batch, free = next(batches)
+        trainer.step(batch, free, (epoch - 1) * steps + step)
+        _note_skipped(state, batch.skipped + (free.skipped if free else []), progress)
+        progress.update(settings.batch_size)
+        state.step = step + 1
+        if settings.checkpoint_every and state.step % settings.checkpoint_every == 0 and state.step < steps:
+            state.seconds = time.perf_counter() - began
+            state.save(trainer.run.last)
+    ce, term, accuracy = (trainer.ranks.average(state.sums) / steps).tolist()
+    state.seconds = time.perf_counter() - began
+    if not math.isfinite(ce + term):
+        raise RuntimeError(
+            f"the loss of epoch {epoch} must be finite, got cross-entropy {ce}, heatmap loss {term}: lower --lr, or "
+            f"--amp off. The last checkpoint before is {trainer.run.last}"
+        )
     return {
-        "val_accuracy": metrics.accuracy(explained.logits, split.labels),
-        "val_content_heatmap": metrics.content_heatmap(maps, split.boxes),
-        "val_effective_area": metrics.effective_area(maps),
-        "val_pointing_game": metrics.pointing_game(maps, split.boxes, split.labels),
-        "val_consistency": metrics.consistency(maps, aug_maps, crops),
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "train_ce": ce,
+        "train_heatmap_loss": term,
+        "heatmap_loss_weight": trainer.weight_at(epoch * steps - 1),
+        "train_accuracy": 100 * accuracy,
+        "images_per_second": steps * settings.batch_size / state.seconds,
+        "skipped": float(len({name for names in trainer.ranks.collect(state.skipped) for name in names})),
     }
 
 
+def _note_skipped(state: State, names: list[str], progress) -> None:
+    """Name each unreadable image once, and keep count."""
+    for name in names:
+        if name not in state.skipped:
+            state.skipped.append(name)
+            progress.write(f"skipped: {name}")
+
+
+def _validate(trainer: Trainer) -> dict[str, float]:
+    """Measures of the validation images, each rank looking at its share of them."""
+    state, ranks = trainer.state, trainer.ranks
+    began = time.perf_counter()
+    ranks.align_buffers(state.evaluated)
+    own = range(ranks.rank, len(trainer.data.val), ranks.world)
+    where = {"seed": trainer.run.seed, "stream": "val", "workers": trainer.settings.workers}
+    values = evaluation.per_image(state.evaluated, trainer.data.val, own, trainer.data, trainer.device, **where)
+    shares = ranks.collect((list(own), values))
+    order = torch.tensor([index for indices, _ in shares for index in indices]).argsort()
+    columns = [share for _, share in shares if share]
+    whole = {name: torch.cat([share[name] for share in columns])[order] for name in columns[0]}
+    measured = {f"val_{name}": value for name, value in evaluation.summarise(whole).items()}
+    return {**measured, "seconds": state.seconds + time.perf_counter() - began}
+
+
 def _line(row: dict[str, float], run: Run, settings: Settings) -> str:
+    heatmaps = f"CH {row['val_content_heatmap']:.1f} %, " if "val_content_heatmap" in row else ""
     return (
         f"{run.method} seed {run.seed} epoch {row['epoch']:2d}/{settings.epochs}: "
         f"cross-entropy {row['train_ce']:.2f}, validation accuracy {row['val_accuracy']:.1f} %, "
-        f"CH {row['val_content_heatmap']:.1f} %, {row['seconds']:.1f} s"
+        f"{heatmaps}{row['seconds']:.1f} s"
     )
 
 
-def _record(row: dict[str, float], run: Run, state: State, board: SummaryWriter) -> None:
-    """Keep an epoch. last.pt comes last: a run stopped before it repeats the epoch and writes all the rest again."""
+def _record(row: dict[str, float], trainer: Trainer, board: SummaryWriter | None) -> None:
+    """Keep an epoch. last.pt comes last: a run stopped before it repeats what it lacks and writes the rest again."""
+    run, state = trainer.run, trainer.state
     state.history.append(row)
-    with storage.replacing(run.folder / "metrics.csv") as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        writer.writeheader()
-        writer.writerows(state.history)
-    for name, value in row.items():
-        if name != "epoch":
-            board.add_scalar(name, value, row["epoch"])
-    board.flush()
-    if row["val_accuracy"] > state.best:
-        state.best = row["val_accuracy"]
-        state.save(run.best)
-    state.save(run.last)
+    state.step, state.seconds = 0, 0.0
+    state.sums.zero_()
+    if board:
+        with storage.replacing(run.folder / "metrics.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, row.keys())
+            writer.writeheader()
+            writer.writerows(state.history)
+        for name, value in row.items():
+            if name != "epoch":
+                board.add_scalar(name, value, row["epoch"])
+        board.flush()
+    better = row["val_accuracy"] > state.best
+    state.best = max(state.best, row["val_accuracy"])
+    state.save(*([run.best] if better else []), run.last)

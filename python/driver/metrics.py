@@ -1,8 +1,10 @@
-"""What is measured, each with its definition. Everything is returned in percent.
+"""What is measured of heatmaps, each with its definition; one number an image, NaN where there is none.
 
 Heatmaps come in two resolutions: coarse [N, H, W] as Grad-CAM makes them, fine [N, S, S] resized bilinearly to the
-image. A heatmap that is zero everywhere is dead: it is counted by :func:`dead` and left out of the means of all other
-measures except twin retrieval, where it fails.
+view the model saw. A heatmap that is zero everywhere is dead: it is counted, and left out of all measures but twin
+retrieval, where it fails. Boxes are float [T, 4], (left, top, right, bottom) in pixels of the view, right and bottom
+excluded, those of image 0 first; ``counts`` [N] says how many each image has. An image without a box has NaN in what
+needs one.
 
 Sharper heatmaps score better in some measures and worse in others without looking anywhere else, so those measures have
 a control: the same number for the baseline's heatmaps after :func:`match_sharpness`.
@@ -19,7 +21,7 @@ from cgc_kernels import CropFlip
 
 from .views import apply_crops
 
-POINTING_TOLERANCE = 15 / 224  # of the image side: 15 px at 224, 4.3 px at 64
+POINTING_TOLERANCE = 15 / 224  # of the side of the view: 15 px at 224, 4.3 px at 64
 TWIN_BATCH = 50
 POWERS = (2.0**-6, 2.0**6)
 
@@ -29,82 +31,86 @@ def fine(heatmaps: Tensor, size: int) -> Tensor:
     return interpolate(heatmaps[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def box_masks(boxes: Tensor, size: int) -> Tensor:
-    """Boxes [N, 4] (left, top, right, bottom; right and bottom excluded) -> bool [N, size, size], true inside."""
-    left, top, right, bottom = boxes[:, :, None].unbind(1)
-    pixel = torch.arange(size, device=boxes.device)
-    rows, columns = (pixel >= top) & (pixel < bottom), (pixel >= left) & (pixel < right)
-    return rows[:, :, None] & columns[:, None, :]
+def live(heatmaps: Tensor) -> Tensor:
+    """Which heatmaps [N, H, W] are not zero everywhere: bool [N]."""
+    return heatmaps.flatten(1).any(1)
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose largest logit is the label's. logits [N, K], labels [N]."""
-    return _percent(logits.argmax(1) == labels)
+def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the label: int64 [N]. 0 is a correct prediction, below 5 is correct in the top 5.
+
+    Of equal logits the class with the lower index comes first, as for argmax. logits [N, K], labels [N].
+    """
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(1)
 
 
-def dead(heatmaps: Tensor) -> float:
-    """Share of heatmaps [N, H, W] that are zero everywhere."""
-    return _percent(~_live(heatmaps))
+def box_masks(boxes: Tensor, counts: Tensor, size: int, tolerance: float = 0.0) -> Tensor:
+    """Union of each image's boxes: bool [N, size, size], true where a pixel is at most ``tolerance`` from a box.
+
+    A pixel belongs to a box if its centre does; a box too thin to hold a centre has the one pixel in its middle. The
+    distance is Euclidean, between pixels.
+    """
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
+    across, down = (_distances(boxes[:, side], boxes[:, side + 2], size) for side in (0, 1))
+    inside = down[:, :, None] ** 2 + across[:, None, :] ** 2 <= tolerance**2
+    masks = torch.zeros(len(counts), size, size, dtype=torch.int32, device=boxes.device)
+    return masks.index_add_(0, owner, inside.int()) > 0
 
 
-def content_shares(heatmaps: Tensor, boxes: Tensor) -> Tensor:
-    """Share of each fine heatmap's mass that lies inside the box, float64 [N] in 0..1; NaN for dead heatmaps."""
+def content_shares(heatmaps: Tensor, masks: Tensor) -> Tensor:
+    """Content Heatmap (Pillai et al., 2022): share of each fine heatmap's mass inside the mask, float64 [N] in 0..1.
+
+    Of a flat heatmap it is the mask's share of the view. Unlike the released code a dead heatmap has no score, and a
+    box that begins at 0 is a box like any other.
+    """
     masses = heatmaps.double()
-    return (masses * box_masks(boxes, heatmaps.shape[-1])).sum((1, 2)) / masses.sum((1, 2))
+    shares = (masses * masks).sum((1, 2)) / masses.sum((1, 2))
+    return torch.where(masks.flatten(1).any(1), shares, math.nan)
 
 
-def content_heatmap(heatmaps: Tensor, boxes: Tensor) -> float:
-    """Content Heatmap (Pillai et al., 2022): mean of :func:`content_shares` over the live heatmaps."""
-    return 100 * content_shares(heatmaps, boxes).nanmean().item()
+def effective_areas(heatmaps: Tensor) -> Tensor:
+    """exp(entropy) of each fine heatmap taken as a distribution, as a share of the view: float64 [N] in 0..1.
 
-
-def flat_content_heatmap(boxes: Tensor, size: int) -> float:
-    """Content Heatmap of a constant heatmap: the box's share of the image, mean over all images."""
-    return _percent(box_masks(boxes, size))
-
-
-def effective_area(heatmaps: Tensor) -> float:
-    """exp(entropy) of the fine heatmap taken as a distribution, as a share of the image; mean over the live heatmaps.
-
-    100 for a constant heatmap; k of n pixels alight, all equally, give 100 k / n.
+    1 for a constant heatmap; k of n pixels alight, all equally, give k / n.
     """
-    masses = heatmaps[_live(heatmaps)].double().flatten(1)
+    masses = heatmaps.double().flatten(1)
     masses = masses / masses.sum(1, keepdim=True)
-    entropy = -torch.xlogy(masses, masses).sum(1)
-    return 100 * entropy.exp().mean().item() / masses.shape[1]
+    return (-torch.xlogy(masses, masses).sum(1)).exp() / masses.shape[1]
 
 
-def pointing_game(heatmaps: Tensor, boxes: Tensor, labels: Tensor) -> float:
-    """Share of live fine heatmaps whose maximum lies at most 15/224 of the image side outside the box.
+def pointing_hits(heatmaps: Tensor, near: Tensor) -> Tensor:
+    """Whether each fine heatmap's maximum lies on ``near``: float64 [N], 0 or 1, or the share of tied maxima that do.
 
-    The distance is Euclidean, from the maximum to the nearest pixel of the box (Zhang et al., 2018). The mean of the
-    per-class shares is returned, over the classes that have a live heatmap.
+    Pointing game (Zhang et al., 2018): ``near`` is :func:`box_masks` with a tolerance of 15 px at 224.
     """
-    size, live = heatmaps.shape[-1], _live(heatmaps)
-    peak = heatmaps.flatten(1).argmax(1)
-    row, column = peak // size, peak % size
-    left, top, right, bottom = boxes.unbind(1)
-    across = torch.maximum(left - column, column - (right - 1)).clamp(min=0)
-    down = torch.maximum(top - row, row - (bottom - 1)).clamp(min=0)
-    hits = torch.hypot(across.double(), down.double()) <= POINTING_TOLERANCE * size
-    shares = [_percent(hits[live & (labels == label)]) for label in labels[live].unique()]
-    return sum(shares) / len(shares) if shares else math.nan
+    peaks = heatmaps == heatmaps.amax((1, 2), keepdim=True)
+    hits = (peaks & near).sum((1, 2)) / peaks.sum((1, 2)).double()
+    return torch.where(live(heatmaps) & near.flatten(1).any(1), hits, math.nan)
 
 
-def consistency(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> float:
-    """Mean cosine between the augmented view's fine heatmap and the original's fine heatmap, cropped alike.
+def mean_of_classes(values: Tensor, labels: Tensor) -> float:
+    """Mean over the classes of each class's mean; NaN values are left out, and classes that have nothing else."""
+    known = ~values.isnan()
+    means = [values[known & (labels == label)].mean() for label in labels[known].unique()]
+    return torch.stack(means).mean().item() if means else math.nan
 
-    Pairs in which either is dead, or in which the crop holds none of the original's mass, are left out.
+
+def consistencies(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> Tensor:
+    """Cosine between the augmented view's fine heatmap and the original's fine heatmap, cropped alike: float64 [N].
+
+    NaN where either is dead, or where the crop holds none of the original's mass.
     """
     twins = apply_crops(heatmaps[:, None], crops)[:, 0]
     cosines = (_unit(twins) * _unit(aug_heatmaps)).sum(1)
-    return 100 * cosines[_live(twins) & _live(aug_heatmaps)].mean().item()
+    return torch.where(live(twins) & live(aug_heatmaps), cosines, math.nan)
 
 
-def twin_retrieval(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> float:
-    """Share of images whose augmented view's fine heatmap is nearest, by cosine, to its own cropped original.
+def twins_found(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> Tensor:
+    """Whether an augmented view's fine heatmap is nearest, by cosine, to its own cropped original: bool [N].
 
-    Candidates are the cropped originals of 50 consecutive images, each by its own crop: 2 is chance.
+    Candidates are the cropped originals of 50 consecutive images, each by its own crop: 2 % is chance.
     """
     twins = _unit(apply_crops(heatmaps[:, None], crops)[:, 0])
     found = []
@@ -112,20 +118,21 @@ def twin_retrieval(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> f
         nearest = (augmented @ originals.T).argmax(1)
         alive = originals.any(1) & augmented.any(1)
         found.append(alive & (nearest == torch.arange(len(nearest), device=nearest.device)))
-    return _percent(torch.cat(found))
+    return torch.cat(found)
 
 
 def match_sharpness(heatmaps: Tensor, area: float) -> float:
-    """The one power that, applied to all fine heatmaps, gives them the mean effective area `area` (percent).
+    """The one power that, applied to all fine heatmaps, gives them the mean effective area ``area``, in 0..1.
 
     The area falls as the power rises. Where no power between 1/64 and 64 reaches the area, the nearer end is returned;
-    NaN for a NaN area.
+    NaN for a NaN area, and where all heatmaps are dead.
     """
-    if math.isnan(area):
-        return area
+    heatmaps = heatmaps[live(heatmaps)]
+    if math.isnan(area) or not len(heatmaps):
+        return math.nan
 
     def excess(log_power: float) -> float:
-        return effective_area(sharpen(heatmaps, math.exp(log_power))) - area
+        return effective_areas(sharpen(heatmaps, math.exp(log_power))).mean().item() - area
 
     lowest, highest = POWERS
     if excess(math.log(lowest)) <= 0:
@@ -141,13 +148,16 @@ def sharpen(heatmaps: Tensor, power: float) -> Tensor:
     return torch.where(peaks > 0, heatmaps / peaks, heatmaps) ** power
 
 
-def _live(heatmaps: Tensor) -> Tensor:
-    return heatmaps.flatten(1).any(1)
+def _distances(start: Tensor, stop: Tensor, size: int) -> Tensor:
+    """Pixels between every pixel and the box's pixels along one axis, 0 inside: float64 [T, size]."""
+    start, stop = start.double(), stop.double()
+    first, last = (start - 0.5).ceil(), (stop - 0.5).ceil() - 1
+    middle = ((start + stop) / 2).floor().clamp(0, size - 1)
+    thin = last < first
+    first, last = torch.where(thin, middle, first), torch.where(thin, middle, last)
+    pixel = torch.arange(size, device=start.device)
+    return torch.maximum(first[:, None] - pixel, pixel - last[:, None]).clamp(min=0)
 
 
 def _unit(heatmaps: Tensor) -> Tensor:
     return normalize(heatmaps.double().flatten(1), dim=1)
-
-
-def _percent(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()

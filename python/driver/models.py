@@ -1,56 +1,299 @@
-"""The classifier: a residual network small enough to train from scratch in minutes on a CPU."""
+"""Any classifier of torchvision or timm by name, its target layer, and checkpoints from anywhere."""
 
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
-WIDTHS = (24, 48, 96)
-TARGET_LAYER = "stages"  # Grad-CAM explains the output of the last stage
+from cgc_kernels import GradCAM, tokens_to_map
+
+from .small_resnet import SmallResNet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TIMM = "timm/"
+
+# The last map before pooling, by the names that torchvision and timm give it; the first that a model has.
+LAYERS = (
+    "layer4",  # ResNet and its kin
+    "permute",  # torchvision's Swin, whose stages keep channels last
+    "features.denseblock4",  # DenseNet: the norm after it is followed by an in-place ReLU
+    "features",  # ConvNeXt, EfficientNet, MobileNet, VGG, SqueezeNet, AlexNet of torchvision; VGG of timm
+    "stages",  # ConvNeXt of timm; the demo's network
+    "trunk_output",  # RegNet of torchvision
+    "s4",  # RegNet of timm
+    "conv5",  # ShuffleNet
+    "inception5b",  # GoogLeNet
+    "Mixed_7c",  # Inception
+    "bn2",  # EfficientNet of timm
+    "layers",  # MNASNet
+    "blocks",  # MaxViT; MobileNetV3 of timm
+)
+# What trained models are wrapped in, as their checkpoints spell it.
+PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.")
+WITHOUT_AUXILIARY = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut (He et al., 2016)."""
+class Classifier(NamedTuple):
+    """A model and what Grad-CAM needs to know of it.
 
-    def __init__(self, channels: int, width: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Identity()
-        if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, width, H / stride, W / stride]."""
-        y = relu(self.norm1(self.conv1(x)))
-        return relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-class SmallResNet(nn.Module):
-    """Stem, three stages of one BasicBlock, average pool, linear: 175 thousand parameters.
-
-    The head is the sequence for which Grad-CAM's gradients have a closed form, so training needs no double backward.
-
-    Example:
-        >>> import torch
-        >>> SmallResNet()(torch.rand(2, 3, 64, 64)).shape
-        torch.Size([2, 10])
+    Attributes:
+        model: images [B, 3, S, S] -> logits [B, K].
+        target_layer: dotted name of the layer Grad-CAM explains.
+        reshape: from the layer's output to [B, C, H, W], None where it is that already.
+        head: dotted name of the last linear layer.
+        notes: what a user should know: keys of a checkpoint that did not fit.
     """
 
-    def __init__(self, classes: int = 10):
+    model: nn.Module
+    target_layer: str
+    reshape: Callable[[Tensor], Tensor] | None
+    head: str
+    notes: list[str]
+
+
+def create(settings, classes: int) -> Classifier:
+    """Build the model; the head gets its ``classes`` outputs before any weights are loaded.
+
+    Args:
+        settings: has model ("small_resnet", a name of torchvision, or "timm/" and a name of timm), pretrained,
+            init (a checkpoint, or ""), target_layer (a dotted name, or "" for the family's default), image_size.
+        classes: number of outputs K.
+
+    Raises:
+        ValueError: a setting is wrong; the message names the flag.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> wanted = SimpleNamespace(model="resnet18", pretrained=False, init="", target_layer="", image_size=64)
+        >>> create(wanted, 10).target_layer
+        'layer4'
+    """
+    model = _build(settings.model, classes, settings.pretrained, settings.image_size)
+    notes = load_weights(model, read_weights(settings.init, "--init"), settings.init) if settings.init else []
+    layer = settings.target_layer or default_layer(model)
+    if layer not in dict(model.named_modules()):
+        near = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"--target-layer must name a module of {settings.model}, got {layer!r}; at the top: {near}")
+    return Classifier(model, layer, token_map(model), head_name(model), notes)
+
+
+def grad_cam(classifier: Classifier) -> GradCAM:
+    """The classifier as Grad-CAM runs it: ``cam(*views, target=labels)``."""
+    return GradCAM(classifier.model, classifier.target_layer, reshape=classifier.reshape)
+
+
+def normalisation(name: str, pretrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that a model's images are normalised with."""
+    if name == "small_resnet":
+        return (0.0,) * 3, (1.0,) * 3  # it does that itself
+    if name.startswith(TIMM) and pretrained:
+        known = _timm().get_pretrained_cfg(name.removeprefix(TIMM))
+        return tuple(known.mean), tuple(known.std)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def default_layer(model: nn.Module) -> str:
+    """The dotted name of the family's usual Grad-CAM layer; raises ValueError where the family is unknown.
+
+    Of a token model the first norm of its last block: after that the class token alone is read.
+    """
+    modules = dict(model.named_modules())
+    if _is_torchvision_vit(model):
+        return f"encoder.layers.{list(model.encoder.layers._modules)[-1]}.ln_1"
+    if hasattr(model, "num_prefix_tokens") and "blocks" in modules:
+        return f"blocks.{len(model.blocks) - 1}.norm1"
+    if getattr(model, "output_fmt", "") == "NHWC":
+        return "norm"
+    for name in LAYERS:
+        if name in modules:
+            # A list is never called itself.
+            return f"{name}.{len(modules[name]) - 1}" if isinstance(modules[name], nn.ModuleList) else name
+    near = ", ".join(name for name, _ in model.named_children())
+    raise ValueError(f"--target-layer must be given for {type(model).__name__}; at its top are {near}")
+
+
+def token_map(model: nn.Module) -> "ToMap | None":
+    """How the layers' outputs become maps, None where they are."""
+    if _is_torchvision_vit(model):
+        side = model.image_size // model.patch_size
+        return ToMap(side, side, 1)
+    if hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed"):
+        return ToMap(*model.patch_embed.grid_size, model.num_prefix_tokens)
+    return ToMap(0, 0, 0) if getattr(model, "output_fmt", "") == "NHWC" else None
+
+
+class ToMap(NamedTuple):
+    """[B, prefix + height * width, C] -> [B, C, height, width]; 4-d outputs are channels last if height is 0."""
+
+    height: int
+    width: int
+    prefix: int
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The map."""
+        if output.ndim == 4:
+            return output if self.height else output.permute(0, 3, 1, 2)
+        return tokens_to_map(self.height, self.width, self.prefix)(output)
+
+
+def head_name(model: nn.Module) -> str:
+    """The dotted name of the last linear layer, a 1x1 convolution in some."""
+    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not heads or type(model).__name__ == "SqueezeNet":
+        heads = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return heads[-1]
+
+
+def read_weights(path: str, flag: str) -> dict[str, Tensor]:
+    """The weights in a checkpoint: of the EMA where there is one, else of the model; raises ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"{flag} must be a checkpoint file, got {path!r}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{flag} must be a checkpoint that holds tensors only, got {path!r}: {error}") from error
+    for key in ("ema", "model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise ValueError(f"{flag} must be a checkpoint with a state_dict, got none in {path!r}")
+    return tensors
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> list[str]:
+    """Load what fits, prefixes like ``module.`` or ``backbone.`` taken off; returns what did not, in words.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    own = model.state_dict()
+    renamed = {_own_name(key, own): value for key, value in weights.items()}
+    fitting = {key: value for key, value in renamed.items() if key in own and value.shape == own[key].shape}
+    if not any(own[key].is_floating_point() for key in fitting):
+        raise ValueError(f"--init must be weights of {type(model).__name__}, got none that fit in {path!r}")
+    model.load_state_dict(fitting, strict=False)
+    shapes = [
+        f"{key} {list(renamed[key].shape)} for {list(own[key].shape)}"
+        for key in renamed
+        if key in own and key not in fitting
+    ]
+    missing = [key for key in own if key not in renamed]
+    unknown = [key for key in renamed if key not in own]
+    lists = {"of another shape": shapes, "left as initialised": missing, "not in the model": unknown}
+    return [f"{path}: {len(keys)} {what}: {', '.join(keys)}" for what, keys in lists.items() if keys]
+
+
+class GroupedClasses(nn.Module):
+    """A classifier's logits, of each group of classes the largest, and after them those of all other classes.
+
+    For data whose categories cover several of the model's classes: the argmax is a category exactly where the model's
+    own argmax lies in its group. Only the first of two groups that share their largest class can win.
+    """
+
+    def __init__(self, model: nn.Module, groups: list[list[int]], classes: int):
         super().__init__()
-        first, second, third = WIDTHS
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(first), nn.ReLU(), nn.MaxPool2d(2)
-        )
-        self.stages = nn.Sequential(
-            BasicBlock(first, first, 1), BasicBlock(first, second, 2), BasicBlock(second, third, 1)
-        )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.head = nn.Linear(third, classes)
+        self.model, self.groups = model, groups
+        self.rest = sorted(set(range(classes)) - {number for group in groups for number in group})
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B, 3, 64, 64] in [0, 1] -> logits [B, classes]; the target layer's map is 8 x 8."""
-        features = self.stages(self.stem((images - 0.5) * 4))
-        return self.head(self.flatten(self.pool(features)))
+        """images [B, 3, S, S] -> logits [B, groups + other classes]."""
+        logits = self.model(images)
+        grouped = [logits[:, group].amax(1, keepdim=True) for group in self.groups]
+        return torch.cat([*grouped, logits[:, self.rest]], 1)
+
+
+def _build(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:
+    if name == "small_resnet":
+        if pretrained:
+            raise ValueError("--pretrained needs a --model that has published weights, got small_resnet")
+        return SmallResNet(classes)
+    try:
+        if name.startswith(TIMM):
+            return _build_timm(name.removeprefix(TIMM), classes, pretrained, image_size)
+        return _build_torchvision(name, classes, pretrained, image_size)
+    except (URLError, ConnectionError, TimeoutError) as error:
+        raise ValueError(f"--pretrained: the weights of {name} could not be downloaded: {error}") from error
+
+
+def _build_torchvision(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:
+    import torchvision  # here, since it takes seconds that the demo need not wait
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, cutoff=0.3)) or ", ".join(known[:5])
+        raise ValueError(
+            f"--model must be small_resnet, a classifier of torchvision, or timm/NAME, got {name!r}; near it: {near}"
+        )
+    options = dict(WITHOUT_AUXILIARY.get(name, {}))
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    if name.startswith("maxvit"):
+        options["input_size"] = (image_size, image_size)
+    try:
+        if not pretrained:
+            return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+        if name.startswith("vit_"):
+            model = torchvision.models.get_model(name, weights=None, **options)
+            state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
+            model.load_state_dict(interpolate_embeddings(image_size, model.patch_size, state))
+        else:
+            model = torchvision.models.get_model(name, weights="DEFAULT", **options)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--image-size {image_size} does not suit {name}: {error}") from error
+    return replace_head(model, classes)
+
+
+def _build_timm(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:
+    timm = _timm()
+    if not timm.is_model(name.partition(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
+        raise ValueError(f"--model: timm has no {name!r}; near it: {near}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes, img_size=image_size)
+    except TypeError:  # a convolutional network, which takes images of any size
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes)
+
+
+def replace_head(model: nn.Module, classes: int) -> nn.Module:
+    """Give the model a new last layer of ``classes`` outputs, in place; returns the model."""
+    name = head_name(model)
+    old = model.get_submodule(name)
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, classes)
+    else:
+        new = nn.Conv2d(old.in_channels, classes, old.kernel_size)
+    model.set_submodule(name, new)
+    return model
+
+
+def _own_name(key: str, own: dict[str, Tensor]) -> str:
+    """A checkpoint's key without the prefixes that are not the model's."""
+    name = key
+    while name not in own:
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return key
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _is_torchvision_vit(model: nn.Module) -> bool:
+    return type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder")
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError("--model timm/NAME needs timm: pip install timm") from error
+    return timm

@@ -1,6 +1,7 @@
-"""gallery.png, where the models look, and curves.png, how they got there."""
+"""Where models look, drawn: overlays of heatmaps, gallery.png, and curves.png, how they got there."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -11,12 +12,20 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from . import metrics, storage
-from .data import CLASSES, IMAGE_SIZE, LUMINANCE, Split
-from .engine import Explained, Run
-from .methods import METHODS
+from . import evaluation, metrics, storage
+from .data import Data
+from .data.demo import LUMINANCE
+from .evaluation import Explained
 
-COLOURS = {"baseline": "#6b7280", "cgc": "#d97706", "cgc_consistent": "#2563eb"}
+COLOURS = {
+    "baseline": "#6b7280",
+    "gradcam_l2": "#059669",
+    "cgc": "#d97706",
+    "cgc_consistent": "#2563eb",
+    "cgc_paper": "#be185d",
+    "cgc_paper_consistent": "#7c3aed",
+}
+MORE_COLOURS = ("#0891b2", "#65a30d", "#dc2626", "#9333ea")
 HEAT = matplotlib.colormaps["inferno"]
 BOX, MUTED = "#22d3ee", "#6b7280"
 STYLE = {
@@ -34,28 +43,59 @@ STYLE = {
 }
 PANELS = {
     "val_accuracy": "Accuracy, %",
-    "val_content_heatmap": "Content Heatmap, % of the mass in the box",
-    "val_consistency": "Consistency, cosine to the augmented view, %",
-    "val_effective_area": "Effective area, % of the image",
+    "val_content_heatmap": "Content Heatmap, %",
+    "val_consistency": "Consistency, %",
+    "val_effective_area": "Effective area, %",
     "val_pointing_game": "Pointing game, %",
-    "train_ce": "Training cross-entropy, sum of three views",
+    "train_ce": "Training cross-entropy",
 }
 BLOCKS = 2  # side by side in the gallery
+GALLERY = 10  # images at most
 
 
-def gallery(path: Path, runs: list[Run], test: Split) -> None:
-    """Draw, for the first test image of each class, the image with its box and the heatmap of every run.
+class Look(NamedTuple):
+    """One image and where every method looks.
 
-    Args:
-        path: the PNG to write.
-        runs: finished runs of one seed, one per method.
-        test: that seed's test split.
+    Attributes:
+        index: of the image in its split.
+        image, aug_image: float [3, S, S] in [0, 1], the evaluation view and its augmented view.
+        boxes: float [n, 4] in pixels of the view.
+        heatmaps, aug_heatmaps: fine [S, S], one per method.
     """
-    chosen = first_of_each_class(test.labels)
-    maps = [metrics.fine(Explained(**storage.load(run.results)).heatmaps[chosen], IMAGE_SIZE) for run in runs]
-    titles = ["image and box", *(METHODS[run.method].title for run in runs)]
-    rows = -(-len(chosen) // BLOCKS)
-    columns = len(titles)
+
+    index: int
+    image: Tensor
+    aug_image: Tensor
+    boxes: Tensor
+    heatmaps: list[Tensor]
+    aug_heatmaps: list[Tensor]
+
+
+def looks(explained: list[Explained], data: Data, seed: int, most: int = GALLERY) -> list[Look]:
+    """The first readable test image of each class, at most ``most`` classes evenly chosen, as every method sees it."""
+    chosen = first_of_each_class(explained[0].labels, explained[0].corrupt)
+    chosen = [chosen[number * len(chosen) // most] for number in range(most)] if len(chosen) > most else chosen
+    plain = data._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = []
+    for index in chosen:
+        (batch,) = evaluation.batches(data.test, [index], plain, seed=seed, stream="test")
+        views = [
+            [metrics.fine(maps[[index]], data.image_size)[0] for maps in own]
+            for own in ([one.heatmaps for one in explained], [one.aug_heatmaps for one in explained])
+        ]
+        found.append(Look(index, batch.original[0], batch.augmented[0].clamp(0, 1), batch.boxes, *views))
+    return found
+
+
+def first_of_each_class(labels: Tensor, corrupt: Tensor) -> list[int]:
+    """Index of the first readable image of every class that occurs, in the order of the classes."""
+    return [int(((labels == label) & ~corrupt).nonzero()[0]) for label in labels[~corrupt].unique()]
+
+
+def gallery(path: Path, found: list[Look], titles: list[str]) -> None:
+    """Draw, for each look, the image with its boxes and the heatmap of every method; ``titles`` are the methods'."""
+    titles = ["image and box", *titles]
+    rows, columns = -(-len(found) // BLOCKS), len(titles)
     with plt.rc_context(STYLE):
         widths = (([1.0] * columns + [0.15]) * BLOCKS)[:-1]
         figure, axes = plt.subplots(
@@ -67,10 +107,10 @@ def gallery(path: Path, runs: list[Run], test: Split) -> None:
         )
         for axis in axes.flat:
             axis.axis("off")
-        for number, index in enumerate(chosen):
+        for number, look in enumerate(found):
             block, row = divmod(number, rows)
             cells = axes[row, block * (columns + 1) :]
-            _draw_row(cells, test.images[index], test.boxes[index], [heat[number] for heat in maps])
+            _draw_row(cells, look)
             if row == 0:
                 for cell, title in zip(cells, titles, strict=False):
                     cell.set_title(title, loc="center", fontsize=8.5, pad=17)
@@ -79,22 +119,17 @@ def gallery(path: Path, runs: list[Run], test: Split) -> None:
         _save(figure, path)
 
 
-def first_of_each_class(labels: Tensor) -> list[int]:
-    """Index of the first image of every class that occurs, in the order of the classes."""
-    return [int((labels == label).nonzero()[0]) for label in range(len(CLASSES)) if (labels == label).any()]
+def curves(path: Path, histories: dict[str, list[list[dict]]], titles: dict[str, str]) -> None:
+    """Draw every epoch's measures: the mean over the seeds as a line, each seed as a thin one.
 
-
-def curves(path: Path, runs: list[Run]) -> None:
-    """Draw every epoch's validation measures: the mean over the seeds as a line, each seed as a thin one."""
-    histories: dict[str, list[list[dict]]] = {}
-    for run in runs:
-        histories.setdefault(run.method, []).append(storage.load(run.last)["history"])
+    histories: per method, one list of epochs per seed.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(13, 6.6), layout="constrained")
         for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
             for method, own in histories.items():
-                values = torch.tensor([[epoch[name] for epoch in history] for history in own])
-                _draw_curve(axis, values, method)
+                values = torch.tensor([[_number(epoch.get(name)) for epoch in history] for history in own])
+                _draw_curve(axis, values, colour(method), titles[method])
             axis.set_title(title)
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -105,38 +140,58 @@ def curves(path: Path, runs: list[Run]) -> None:
         _save(figure, path)
 
 
-def _draw_row(cells, image: Tensor, box: Tensor, heatmaps: list[Tensor]) -> None:
-    cells[0].imshow(image.permute(1, 2, 0), interpolation="lanczos")
-    _draw_box(cells[0], box, BOX)
-    for cell, heat in zip(cells[1:], heatmaps, strict=False):
-        cell.imshow(_overlay(image, heat), interpolation="bilinear")
-        _draw_box(cell, box, BOX)
-        share = metrics.content_heatmap(heat[None], box[None])
-        caption = f"{share:.0f} % in the box" if heat.any() else "dead"
+def colour(method: str, number: int = 0) -> str:
+    """A method's colour; ``number`` tells those without one of their own apart."""
+    return COLOURS.get(method, MORE_COLOURS[number % len(MORE_COLOURS)])
+
+
+def overlay(image: Tensor, heat: Tensor) -> Tensor:
+    """The heatmap's colours over the grey image, the more opaque the hotter.
+
+    image: float [3, H, W] in [0, 1]; heat: [H, W], >= 0, scaled to its own maximum. Returns float [H, W, 3] in [0, 1].
+    """
+    heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
+    grey = (LUMINANCE @ image.flatten(1)).reshape(*heat.shape, 1).expand(-1, -1, 3)
+    colours = torch.from_numpy(HEAT(heat.numpy())[..., :3]).float()
+    return torch.lerp(0.9 * grey, colours, 0.85 * heat[..., None].sqrt()).clamp(0, 1)
+
+
+def share_in_boxes(heat: Tensor, boxes: Tensor) -> str:
+    """The caption of a fine heatmap [S, S]: the share of its mass inside the boxes."""
+    if not heat.any():
+        return "dead"
+    if not len(boxes):
+        return ""
+    masks = metrics.box_masks(boxes, torch.tensor([len(boxes)]), heat.shape[-1])
+    return f"{100 * metrics.content_shares(heat[None], masks).item():.0f} % in the box"
+
+
+def _number(value) -> float:
+    return torch.nan if value in (None, "") else float(value)
+
+
+def _draw_row(cells, look: Look) -> None:
+    cells[0].imshow(look.image.permute(1, 2, 0).numpy(), interpolation="lanczos")
+    _draw_boxes(cells[0], look.boxes)
+    for cell, heat in zip(cells[1:], look.heatmaps, strict=False):
+        cell.imshow(overlay(look.image, heat).numpy(), interpolation="bilinear")
+        _draw_boxes(cell, look.boxes)
+        caption = share_in_boxes(heat, look.boxes)
         cell.text(0.5, 1.02, caption, transform=cell.transAxes, ha="center", va="bottom", fontsize=7.5, color=MUTED)
 
 
-def _overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """The heatmap's colours over the grey image, the more opaque the hotter. Returns [S, S, 3]."""
-    heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
-    grey = (LUMINANCE @ image.flatten(1)).reshape(*heat.shape, 1).expand(-1, -1, 3)
-    colour = torch.from_numpy(HEAT(heat.numpy())[..., :3]).float()
-    return torch.lerp(0.9 * grey, colour, 0.85 * heat[..., None].sqrt())
+def _draw_boxes(axis, boxes: Tensor) -> None:
+    for left, top, right, bottom in boxes.tolist():
+        size = right - left, bottom - top
+        axis.add_patch(Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=BOX, linewidth=1.6))
 
 
-def _draw_box(axis, box: Tensor, colour: str) -> None:
-    left, top, right, bottom = box.tolist()
-    axis.add_patch(
-        Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.6)
-    )
-
-
-def _draw_curve(axis, values: Tensor, method: str) -> None:
+def _draw_curve(axis, values: Tensor, shade: str, title: str) -> None:
     epochs = range(1, values.shape[1] + 1)
     if len(values) > 1:
         for seed in values:
-            axis.plot(epochs, seed, color=COLOURS[method], linewidth=0.8, alpha=0.35)
-    axis.plot(epochs, values.mean(0), color=COLOURS[method], linewidth=2.2, label=METHODS[method].title)
+            axis.plot(epochs, seed.numpy(), color=shade, linewidth=0.8, alpha=0.35)
+    axis.plot(epochs, values.mean(0).numpy(), color=shade, linewidth=2.2, label=title)
 
 
 def _save(figure, path: Path) -> None:

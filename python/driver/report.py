@@ -1,17 +1,19 @@
-"""From the heatmaps of finished runs to summary.json and the table."""
+"""From the heatmaps of finished runs to summary.json, the table, the pictures and the HTML report."""
 
 import json
-import math
 import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from . import metrics, storage
-from .data import IMAGE_SIZE, Split
-from .engine import Explained, Run, evaluation_crops
+from . import evaluation, html, pictures, storage
+from .data import Data, open_data
+from .evaluation import Explained
 from .methods import METHODS
 
 MEASURES = {
     "accuracy": "accuracy",
+    "top5": "accuracy, top 5",
     "content_heatmap": "Content Heatmap (CH)",
     "flat_content_heatmap": "  CH of a flat heatmap",
     "sharpness_matched_content_heatmap": "  CH of the baseline, as sharp",
@@ -20,80 +22,154 @@ MEASURES = {
     "consistency": "consistency",
     "sharpness_matched_consistency": "  of the baseline, as sharp",
     "twin_retrieval": "twin retrieval",
+    "insertion": "insertion AUC",
+    "deletion": "deletion AUC",
     "dead_heatmaps": "dead heatmaps",
+    "corrupt_images": "unreadable images (number)",
     "seconds": "seconds",
 }
+WHOLE = ("corrupt_images", "seconds")
+BASELINE = "baseline"
 
 
-def measure(explained: Explained, baseline: Explained | None, split: Split, seed: int) -> dict[str, float | None]:
-    """All measures of one run on the test split, in percent; None where nothing could be measured.
+class Entry(NamedTuple):
+    """One model's answers on the test split of one seed.
 
-    The two controls are the Content Heatmap and the consistency of the same seed's baseline heatmaps, raised to the one
-    power at which their mean effective area is this method's; None without a baseline.
+    Attributes:
+        key: what it is compared by, a method or a checkpoint.
+        title: in tables and pictures.
+        seed: of the run.
+        explained: the answers.
+        history: one dict per epoch of its training; empty where that is unknown.
     """
-    crops = evaluation_crops(split, seed, "test")
-    maps, aug_maps = _fine(explained)
-    measured = {
-        "accuracy": metrics.accuracy(explained.logits, split.labels),
-        "content_heatmap": metrics.content_heatmap(maps, split.boxes),
-        "flat_content_heatmap": metrics.flat_content_heatmap(split.boxes, IMAGE_SIZE),
-        "sharpness_matched_content_heatmap": None,
-        "effective_area": metrics.effective_area(maps),
-        "pointing_game": metrics.pointing_game(maps, split.boxes, split.labels),
-        "consistency": metrics.consistency(maps, aug_maps, crops),
-        "sharpness_matched_consistency": None,
-        "twin_retrieval": metrics.twin_retrieval(maps, aug_maps, crops),
-        "dead_heatmaps": metrics.dead(explained.heatmaps),
-    }
-    if baseline is not None:
-        originals, augmented = _fine(baseline)
-        power = metrics.match_sharpness(originals, measured["effective_area"])
-        originals, augmented = (metrics.sharpen(view, power) for view in (originals, augmented))
-        measured["sharpness_matched_content_heatmap"] = metrics.content_heatmap(originals, split.boxes)
-        measured["sharpness_matched_consistency"] = metrics.consistency(originals, augmented, crops)
-    return {name: None if value is None or math.isnan(value) else value for name, value in measured.items()}
+
+    key: str
+    title: str
+    seed: int
+    explained: Explained
+    history: list[dict]
 
 
-def measure_all(runs: list[Run], tests: dict[int, Split]) -> dict[str, list[dict]]:
-    """The measures of every finished run, per method, in the order of the seeds. `tests`: the test split per seed."""
-    explained = {(run.method, run.seed): Explained(**storage.load(run.results)) for run in runs}
-    measured = {}
-    for run in runs:
-        own, baseline = explained[run.method, run.seed], explained.get(("baseline", run.seed))
-        row = {"seed": run.seed, **measure(own, baseline, tests[run.seed], run.seed)}
-        row["seconds"] = sum(epoch["seconds"] for epoch in storage.load(run.last)["history"])
-        measured.setdefault(run.method, []).append(row)
-    return measured
+def finish(folder: Path, runs: list, settings) -> dict[str, dict]:
+    """Measure the finished runs of a training, write all that a run folder shows, print the table.
 
-
-def write_summary(path: Path, measured: dict[str, list[dict]]) -> dict[str, dict]:
-    """Write summary.json: per method the mean of each measure over the seeds, its spread, and every seed's own.
-
-    The spread is the sample standard deviation, None for a single seed.
+    Writes summary.json, gallery.png, curves.png and report.html into ``folder``; returns the summary.
     """
-    summary = {}
-    for method, rows in measured.items():
-        columns = {name: [row[name] for row in rows] for name in MEASURES}
-        summary[method] = {name: _mean(values) for name, values in columns.items()}
-        summary[method]["spread"] = {name: _spread(values) for name, values in columns.items()}
-        summary[method]["runs"] = rows
-    with storage.replacing(path) as temporary:
+    entries = [
+        Entry(
+            run.method,
+            METHODS[run.method].title,
+            run.seed,
+            Explained(**storage.load(run.results)),
+            storage.load(run.last)["history"],
+        )
+        for run in runs
+    ]
+    data = open_data(replace(settings, seed=settings.seed), training=False)
+    summary = write(folder, entries, data, settings.seed, BASELINE, _kept(settings))
+    print(f"\n{table(summary)}\n\nSee {folder / 'report.html'}.")
+    return summary
+
+
+def write(folder: Path, entries: list[Entry], data: Data, seed: int, baseline: str, settings: dict) -> dict[str, dict]:
+    """Write summary.json, gallery.png, curves.png (if there are histories) and report.html; returns the summary.
+
+    The pictures show the entries of ``seed``, whose test split ``data.test`` is. ``baseline``: the key of the entries
+    whose heatmaps, made as sharp as another's, are its control.
+    """
+    summary = summarise(entries, baseline, data.classes)
+    with storage.replacing(folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    own = [entry for entry in entries if entry.seed == seed]
+    found = pictures.looks([entry.explained for entry in own], data, seed)
+    pictures.gallery(folder / "gallery.png", found, [entry.title for entry in own])
+    histories: dict[str, list[list[dict]]] = {}
+    for entry in entries:
+        if entry.history:
+            histories.setdefault(entry.key, []).append(entry.history)
+    titles = {entry.key: entry.title for entry in entries}
+    if histories:
+        pictures.curves(folder / "curves.png", histories, titles)
+    html.write(folder / "report.html", summary, entries, found, data, settings, MEASURES, rows(summary))
+    return summary
+
+
+def summarise(entries: list[Entry], baseline: str, classes) -> dict[str, dict]:
+    """Per key the mean of each measure over the seeds in percent, its spread, every seed's own, and the classes'.
+
+    The spread is the sample standard deviation, None for a single seed. A measure that nothing is known of is None.
+    """
+    answers = {(entry.key, entry.seed): entry.explained for entry in entries}
+    measured, by_class = {}, {}
+    for entry in entries:
+        values = evaluation.measures(entry.explained)
+        row = {"seed": entry.seed, **dict.fromkeys(MEASURES), **evaluation.summarise(values)}
+        control = answers.get((baseline, entry.seed))
+        if control is not None and row["effective_area"] is not None:
+            row |= evaluation.sharpness_matched(control, row["effective_area"])
+        if entry.history:
+            row["seconds"] = sum(epoch["seconds"] for epoch in entry.history)
+        measured.setdefault(entry.key, []).append(row)
+        by_class.setdefault(entry.key, []).append(evaluation.per_class(values, classes))
+    summary = {}
+    for key, rows in measured.items():
+        columns = {name: [row[name] for row in rows] for name in MEASURES}
+        summary[key] = {"title": next(entry.title for entry in entries if entry.key == key)}
+        summary[key] |= {name: _mean(values) for name, values in columns.items()}
+        summary[key]["spread"] = {name: _spread(values) for name, values in columns.items()}
+        summary[key]["runs"] = rows
+        summary[key]["classes"] = _mean_classes(by_class[key], classes)
     return summary
 
 
 def table(summary: dict[str, dict]) -> str:
-    """The summary as aligned text: a row per measure, a column per method, mean and spread over the seeds."""
+    """The summary as aligned text: a row per known measure, a column per key, mean and spread over the seeds."""
     seeds = len(next(iter(summary.values()))["runs"])
-    head = [f"test split, %, {seeds} seed{'s' * (seeds > 1)}", *(METHODS[method].title for method in summary)]
-    body = [[title, *(_cell(column, name) for column in summary.values())] for name, title in MEASURES.items()]
+    head = [f"test split, %, {seeds} seed{'s' * (seeds > 1)}", *(column["title"] for column in summary.values())]
+    body = rows(summary)
     widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
     lines = [_line(row, widths) for row in (head, *body)]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _fine(explained: Explained):
-    return (metrics.fine(view, IMAGE_SIZE) for view in (explained.heatmaps, explained.aug_heatmaps))
+def rows(summary: dict[str, dict]) -> list[list[str]]:
+    """A title and one cell per key for every measure known of any, unreadable images only where there are some."""
+
+    def known(name: str) -> bool:
+        values = [column[name] for column in summary.values()]
+        return any(values) if name == "corrupt_images" else any(value is not None for value in values)
+
+    return [
+        [title, *(_cell(column, name) for column in summary.values())]
+        for name, title in MEASURES.items()
+        if known(name)
+    ]
+
+
+def _cell(column: dict, name: str) -> str:
+    """Mean and spread of one measure as text."""
+    mean, spread = column[name], column["spread"][name]
+    if mean is None:
+        return "-"
+    digits = 0 if name in WHOLE else 1
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _kept(settings) -> dict:
+    return {name: value for name, value in asdict(settings).items() if name not in ("output", "resume", "progress")}
+
+
+def _mean_classes(seeds: list[list[dict]], classes) -> list[dict]:
+    """The per-class rows averaged over the seeds that have the class."""
+    rows: dict[str, list[dict]] = {}
+    for own in seeds:
+        for row in own:
+            rows.setdefault(row["class"], []).append(row)
+    means = []
+    for name in (name for name in classes if name in rows):
+        keys = [key for key in rows[name][0] if key != "class" and all(key in row for row in rows[name])]
+        means.append({"class": name, **{key: statistics.fmean(row[key] for row in rows[name]) for key in keys}})
+    return means
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -102,14 +178,6 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _spread(values: list[float | None]) -> float | None:
     return None if None in values or len(values) < 2 else statistics.stdev(values)
-
-
-def _cell(column: dict, name: str) -> str:
-    mean, spread = column[name], column["spread"][name]
-    if mean is None:
-        return "-"
-    digits = 0 if name == "seconds" else 1
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def _line(row: list[str], widths: list[int]) -> str:

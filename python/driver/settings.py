@@ -1,7 +1,10 @@
-"""The command line: every flag, its check, and how --resume reads a run folder's settings back."""
+"""The settings of a training: every flag, its default, its check and its help, in one table.
+
+Where a value comes from, the later the stronger: default, --preset, --config FILE, flag; with --resume, the run folder.
+"""
 
 import argparse
-import math
+import difflib
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -9,52 +12,173 @@ from pathlib import Path
 import torch
 import yaml
 
+from .flags import integer, integers, number, one_of, option, word
 from .methods import METHODS
+from .presets import PRESETS, SUMMARIES, implied
 from .storage import replacing
 
 CONFIG = "config.yaml"
-FREE_ON_RESUME = {"output", "resume", "device", "progress"}  # flags that leave the results as they are
+# Flags that leave the results as they are.
+FREE_ON_RESUME = {"output", "resume", "device", "progress", "workers", "checkpoint_every"}
+
+WHAT = "what to train"
+REPETITION = "repetition"
+DATA = "data"
+MODEL = "model"
+LOSS = "loss: CE of the views + weight * ramp * (CGC + consistency * (1 - cosine))"
+OPTIMISATION = "optimisation"
+SPEED = "speed"
+SCALE = "scale: start with torchrun --nproc-per-node N python/train.py ..."
+EVALUATION = "evaluation"
+RUN = "run"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides a training; the heatmap loss's weights were chosen on the validation split of seed 10."""
+    """All that decides a training. The demo's weights of the heatmap loss were chosen on validation images, seed 10."""
 
-    method: str = "cgc_consistent"
-    compare: bool = False
-    seed: int = 0
-    seeds: int = 1
-    epochs: int = 18
-    batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: int = 2
-    cgc_weight: float = 0.5
-    consistency: float = 10.0
-    temperature: float = 0.5
-    ramp: float = 0.5
-    train_images: int = 2000
-    val_images: int = 500
-    test_images: int = 3000
-    device: str = "auto"
-    progress: bool = True
-    output: str = ""
-    resume: bool = False
+    method: str = option("cgc_consistent", one_of(*METHODS), WHAT, "what is trained")
+    compare: bool = option(False, bool, WHAT, "train baseline, cgc and cgc_consistent, and compare them")
+
+    seed: int = option(0, integer(0), REPETITION, "first seed: data, initial weights, order, crops")
+    seeds: int = option(1, integer(1), REPETITION, "how many seeds, counting up from --seed")
+
+    data: str = option(
+        "demo",
+        one_of("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder"),
+        DATA,
+        "data set; demo is made on the spot, folder is any train/<class>/*, val/<class>/*",
+    )
+    data_root: str = option("", word("DIR"), DATA, "folder of the data set, as its makers lay it out")
+    boxes: str = option("", word("FILE"), DATA, "object boxes as CSV, for --data folder or imagenet")
+    image_size: int = option(64, integer(1), DATA, "side of the square views in pixels; the demo's is 64")
+    crop_scale: float = option(
+        0.4, number(0, 1, strict=True), DATA, "least area of a random crop as a share of the image"
+    )
+    flip: float = option(0.0, number(0, 1), DATA, "probability of a mirrored view; a mirrored digit is another sign")
+    fraction: float = option(
+        1.0, number(0, 1, strict=True), DATA, "share of the training images to use, drawn per class by the seed"
+    )
+    unlabeled: str = option(
+        "",
+        word("DIR|rest"),
+        DATA,
+        "images without labels for the heatmap loss, which then is of these alone, while the cross-entropy is of the "
+        "labelled ones; rest: what --fraction leaves out. An epoch is one over the labelled images",
+    )
+    strict: bool = option(False, bool, DATA, "an unreadable image is fatal; otherwise the next takes its place")
+    train_images: int = option(2000, integer(2), DATA, "demo: images to train on")
+    val_images: int = option(500, integer(10), DATA, "demo: images for the curves and the best checkpoint")
+    test_images: int = option(3000, integer(10), DATA, "demo: images for the final table, looked at once")
+    distractors: int = option(0, integer(0), DATA, "demo: fragments of other digits pasted beside the object")
+    backgrounds: str = option(
+        "any", one_of("any", "class"), DATA, "demo: class ties photographs to classes, in training only"
+    )
+
+    model: str = option(
+        "small_resnet", word("NAME"), MODEL, "small_resnet, any classifier of torchvision, or timm/NAME"
+    )
+    pretrained: bool = option(False, bool, MODEL, "start from the library's weights (downloaded)")
+    init: str = option("", word("FILE"), MODEL, "start from a checkpoint, ours or another's; what misfits is listed")
+    target_layer: str = option("", word("LAYER"), MODEL, "layer that Grad-CAM explains; the family's last by default")
+
+    cgc_weight: float = option(0.5, number(0), LOSS, "weight of the heatmap loss, lambda in the paper")
+    l2_weight: float = option(
+        1000.0, number(0), LOSS, "the same for gradcam_l2, whose loss is of order 1 / image_size ** 2"
+    )
+    consistency: float = option(
+        10.0, number(0), LOSS, "weight of 1 - cosine inside the heatmap loss, for the methods that have it"
+    )
+    temperature: float = option(0.5, number(0, strict=True), LOSS, "temperature of the contrast, tau in the paper")
+    ramp: float = option(
+        0.5, number(0, 1), LOSS, "share of the training over which the heatmap loss rises linearly to its weight"
+    )
+    weighting: str = option(
+        "gradcam",
+        one_of("gradcam", "elementwise"),
+        LOSS,
+        "gradcam as published, elementwise as in the released code; the same for pooled linear heads",
+    )
+    target: str = option(
+        "prediction", one_of("prediction", "label"), LOSS, "class explained: predicted on the original view, or true"
+    )
+    ce_views: int = option(
+        3, integer(1), LOSS, "views in the cross-entropy: 3, or 1, the random crop that has no heatmap"
+    )
+    teacher: bool = option(
+        False, bool, LOSS, "the original view's heatmap, without gradient, from the averaged weights of --ema"
+    )
+
+    epochs: int = option(18, integer(1), OPTIMISATION, "passes over the labelled training images")
+    batch_size: int = option(
+        32, integer(2), OPTIMISATION, "images per step, over all processes; the loss contrasts the images of a batch"
+    )
+    accumulate: int = option(
+        1, integer(1), OPTIMISATION, "parts of a batch, one after the other; each is contrasted within itself"
+    )
+    optimizer: str = option("adamw", one_of("adamw", "sgd"), OPTIMISATION, "AdamW, or SGD with --momentum")
+    lr: float = option(2e-3, number(0, strict=True), OPTIMISATION, "highest learning rate")
+    head_lr: float = option(0.0, number(0), OPTIMISATION, "the same for the last linear layer; 0: as --lr")
+    momentum: float = option(0.9, number(0, 1), OPTIMISATION, "momentum of SGD")
+    weight_decay: float = option(0.05, number(0), OPTIMISATION, "weight decay, decoupled in AdamW")
+    schedule: str = option(
+        "cosine", one_of("cosine", "step"), OPTIMISATION, "cosine to 0, or times --decay-factor at --decay-epochs"
+    )
+    warmup: int = option(2, integer(0), OPTIMISATION, "epochs of linear warm-up, at most half of all")
+    decay_epochs: tuple[int, ...] = option((), integers, OPTIMISATION, "finished epochs after which the rate decays")
+    decay_factor: float = option(0.1, number(0, 1), OPTIMISATION, "what multiplies the rate then")
+    clip: float = option(0.0, number(0), OPTIMISATION, "largest norm of the gradient; 0: any")
+    ema: float = option(
+        0.0, number(0, 1), OPTIMISATION, "decay of averaged weights, which are then what is evaluated; 0: none"
+    )
+    freeze_batchnorm: bool = option(False, bool, OPTIMISATION, "BatchNorm keeps the statistics it starts with")
+
+    amp: str = option(
+        "off",
+        one_of("off", "bf16", "fp16"),
+        SPEED,
+        "mixed precision; fp16 scales the loss, which reads the GPU each step",
+    )
+    channels_last: bool = option(True, bool, SPEED, "channels_last memory format")
+    compile: bool = option(False, bool, SPEED, "torch.compile the model and its Grad-CAM")
+    batched_views: bool = option(
+        False, bool, SPEED, "one forward for all views: faster on a GPU, but BatchNorm's statistics then mix the views"
+    )
+    workers: int = option(0, integer(0), SPEED, "processes per rank that load images; the results do not depend on it")
+
+    sync_batchnorm: bool = option(False, bool, SCALE, "BatchNorm's statistics over all processes; CUDA only")
+    global_negatives: bool = option(True, bool, SCALE, "contrast the images of all processes, not of each")
+    checkpoint_every: int = option(
+        0, integer(0), SCALE, "steps between checkpoints inside an epoch; 0: only after each epoch"
+    )
+
+    faithfulness: int = option(
+        0, integer(0), EVALUATION, "test images that get insertion and deletion curves, 58 forwards each"
+    )
+
+    output: str = option("", word("FOLDER"), RUN, "run folder; runs/<date>-<time>-<method or compare> by default")
+    resume: bool = option(
+        False,
+        bool,
+        RUN,
+        "continue the training in --output after its last checkpoint, with its settings; what is finished is not "
+        "trained again; a comparison may be given more --seeds",
+    )
+    device: str = option("auto", one_of("auto", "cpu", "cuda"), RUN, "auto takes CUDA if present")
+    progress: bool = option(True, bool, RUN, "progress bar")
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods to train: all of them in a comparison."""
-        return tuple(METHODS) if self.compare else (self.method,)
+        """The methods to train: those of the table in a comparison."""
+        return ("baseline", "cgc", "cgc_consistent") if self.compare else (self.method,)
 
     @property
     def all_seeds(self) -> range:
         """The seeds to train with."""
         return range(self.seed, self.seed + self.seeds)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of images per split."""
-        return {"train": self.train_images, "val": self.val_images, "test": self.test_images}
+
+FIELDS = {field.name: field for field in fields(Settings)}
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
@@ -73,13 +197,34 @@ def parse(arguments: list[str] | None = None) -> Settings:
 
 
 def save(settings: Settings) -> None:
-    """Write config.yaml into the run folder."""
+    """Write config.yaml into the run folder; --config reads it back."""
     with replacing(Path(settings.output, CONFIG)) as path:
-        path.write_text(yaml.safe_dump(_kept(settings), sort_keys=False))
+        path.write_text(yaml.safe_dump(kept(settings), sort_keys=False))
+
+
+def load(folder: str | Path) -> Settings:
+    """The settings of a run folder. Raises ValueError if there are none, or another version's."""
+    config = Path(folder, CONFIG)
+    if not config.is_file():
+        raise ValueError(f"{folder} must be a run folder, got one without a {CONFIG}")
+    saved = _read(config)
+    expected = kept(Settings()).keys()
+    if saved.keys() != expected:
+        raise ValueError(f"{config} must hold the settings {', '.join(expected)}; was it written by another version?")
+    return Settings(**saved, output=str(folder))
+
+
+def kept(settings: Settings) -> dict:
+    """What decides the results, as YAML and checkpoints hold it."""
+    values = {name: value for name, value in asdict(settings).items() if name not in FREE_ON_RESUME}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _fresh(given: dict) -> Settings:
-    settings = Settings(**{"output": _default_output(given), **given})
+    preset, config = given.pop("preset", None), given.pop("config", None)
+    own = {**(_read(Path(config)) if config else {}), **given}
+    preset = preset or implied(own.get("data", Settings.data))
+    settings = Settings(**{"output": _default_output(own), **PRESETS[preset], **own})
     _check(settings)
     folder = Path(settings.output)
     if folder.exists() and not folder.is_dir():
@@ -92,33 +237,55 @@ def _fresh(given: dict) -> Settings:
 
 
 def _resumed(given: dict) -> Settings:
+    for name in ("preset", "config"):
+        if given.pop(name, None):
+            raise ValueError(f"--{name} must not come with --resume, which takes the settings of the run folder")
     if "output" not in given:
         raise ValueError("--resume must come with --output FOLDER, the run folder to continue")
-    config = Path(given["output"], CONFIG)
-    if not config.is_file():
+    if not Path(given["output"], CONFIG).is_file():
         raise ValueError(f"--output must be a run folder to --resume, got {given['output']} without a {CONFIG}")
-    saved = _load(config)
-    free = FREE_ON_RESUME | ({"seeds"} if saved["compare"] else set())
+    saved = load(given["output"])
+    free = FREE_ON_RESUME | ({"seeds"} if saved.compare else set())
     for name in given.keys() - free:
-        if given[name] != saved[name]:
-            raise ValueError(f"{_flag(name)} must be {saved[name]} as in {config} to --resume, got {given[name]}")
-    settings = Settings(**{**saved, **given})
-    if settings.seeds < saved["seeds"]:
-        raise ValueError(f"--seeds must be at least {saved['seeds']} as in {config} to --resume, got {settings.seeds}")
+        if given[name] != getattr(saved, name):
+            where = Path(saved.output, CONFIG)
+            raise ValueError(
+                f"{_flag(name)} must be {getattr(saved, name)} as in {where} to --resume, got {given[name]}"
+            )
+    settings = Settings(**{**asdict(saved), **given})
+    if settings.seeds < saved.seeds:
+        where = Path(saved.output, CONFIG)
+        raise ValueError(f"--seeds must be at least {saved.seeds} as in {where} to --resume, got {settings.seeds}")
     _check(settings)
     return settings
 
 
-def _load(config: Path) -> dict:
-    saved = yaml.safe_load(config.read_text())
-    expected = _kept(Settings()).keys()
-    if not isinstance(saved, dict) or saved.keys() != expected:
-        raise ValueError(f"{config} must hold the settings {', '.join(expected)}; was it written by another version?")
-    return saved
+def _read(config: Path) -> dict:
+    """The settings of a YAML file, checked as flags are."""
+    try:
+        saved = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config must be a readable YAML file, got {config}: {error}") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"--config must be a YAML file of settings, name: value, got {config}")
+    return {(name := str(key).replace("-", "_")): _value(name, value, config) for key, value in saved.items()}
 
 
-def _kept(settings: Settings) -> dict:
-    return {name: value for name, value in asdict(settings).items() if name not in FREE_ON_RESUME}
+def _value(name: str, value, config: Path):
+    if name not in FIELDS or name in ("output", "resume"):
+        near = difflib.get_close_matches(name, FIELDS, n=3)
+        raise ValueError(
+            f"{config} must hold settings only, got {name!r}" + (f"; near it: {', '.join(near)}" * bool(near))
+        )
+    kind = FIELDS[name].metadata["kind"]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} in {config} must be true or false, got {value!r}")
+        return value
+    try:
+        return kind(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name} in {config} {error}") from None
 
 
 def _default_output(given: dict) -> str:
@@ -127,108 +294,90 @@ def _default_output(given: dict) -> str:
 
 
 def _check(settings: Settings) -> None:
-    if settings.batch_size > settings.train_images:
-        raise ValueError(
-            f"--batch-size must be at most --train-images {settings.train_images}, got {settings.batch_size}"
-        )
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device must be cpu or auto where PyTorch finds no CUDA device, got cuda")
+    """What no single flag can know."""
+    demo = settings.data == "demo"
+    rules = [
+        (
+            demo and settings.batch_size > settings.train_images,
+            f"--batch-size must be at most --train-images {settings.train_images}, got {settings.batch_size}",
+        ),
+        (
+            settings.device == "cuda" and not torch.cuda.is_available(),
+            "--device must be cpu or auto where PyTorch finds no CUDA device, got cuda",
+        ),
+        (settings.data == "unrel", "--data must not be unrel to train: it has test images only; see evaluate.py"),
+        (
+            not demo and not settings.data_root,
+            f"--data {settings.data} must come with --data-root DIR, the folder that holds it",
+        ),
+        (demo and settings.image_size != 64, f"--image-size must be 64 for the demo, got {settings.image_size}"),
+        (settings.ce_views not in (1, 3), f"--ce-views must be 1 or 3, got {settings.ce_views}"),
+        (settings.teacher and not settings.ema, "--teacher must come with --ema DECAY, whose weights it uses"),
+        (settings.ema == 1, "--ema must be below 1, got 1"),
+        (
+            bool(settings.unlabeled) and settings.target == "label",
+            "--target must be prediction with --unlabeled, whose images have no label, got label",
+        ),
+        (
+            settings.unlabeled == "rest" and settings.fraction == 1,
+            "--unlabeled rest must come with a --fraction below 1",
+        ),
+        (
+            settings.batch_size % settings.accumulate != 0,
+            f"--accumulate must divide --batch-size {settings.batch_size}, got {settings.accumulate}",
+        ),
+        (
+            settings.sync_batchnorm and settings.freeze_batchnorm,
+            "--sync-batchnorm must not come with --freeze-batchnorm",
+        ),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise ValueError(message)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Train a classifier whose Grad-CAM heatmaps are consistent, on digits pasted on photographs.",
+        usage="train.py [--flag [value]] ...",
+        description="Train a classifier whose Grad-CAM heatmaps are consistent. Without flags: a demo of a few minutes "
+        "on digits pasted on photographs, made on the spot.",
+        epilog="Methods: " + "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what to train").add_mutually_exclusive_group()
-    what.add_argument("--method", choices=METHODS, help=_help("method", "; ".join(_describe_methods())))
-    what.add_argument("--compare", action="store_true", help="train all methods, one after the other, and compare them")
-
-    add = _adder(parser.add_argument_group("repetition"))
-    add("seed", _integer(0), "first seed; it decides the data, the initial weights, the order and the crops")
-    add("seeds", _integer(1), "how many seeds, counting up from --seed")
-
-    add = _adder(parser.add_argument_group("loss: CE of three views + weight * (CGC + consistency * (1 - cosine))"))
-    add("cgc_weight", _number(0), "weight of the heatmap loss beside the cross-entropy, lambda in the paper")
-    add("consistency", _number(0), "weight of 1 - cosine inside the heatmap loss; used by cgc_consistent")
-    add("temperature", _number(0, strict=True), "temperature of the contrast, tau in the paper")
-    add("ramp", _number(0, 1), "share of the training over which the heatmap loss rises linearly from 0 to its weight")
-
-    add = _adder(parser.add_argument_group("optimisation: AdamW, learning rate warmed up linearly, then cosine to 0"))
-    add("epochs", _integer(1), "passes over the training images")
-    add("warmup", _integer(0), "epochs of warm-up, at most half of all")
-    add("batch_size", _integer(2), "images per step; the CGC loss contrasts the images of a batch")
-    add("lr", _number(0, strict=True), "highest learning rate")
-    add("weight_decay", _number(0), "decoupled weight decay")
-
-    add = _adder(parser.add_argument_group("data: 64 x 64 images made at the start, in memory"))
-    add("train_images", _integer(2), "images to train on")
-    add("val_images", _integer(10), "images for the curves and the best checkpoint")
-    add("test_images", _integer(10), "images for the final table, looked at once")
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--output", metavar="FOLDER", help="run folder (default: runs/<date>-<time>-<method or compare>)")
-    run.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the training in --output after its last finished epoch, with its settings; what is finished "
-        "is not trained again; a comparison may be given more --seeds",
-    )
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help=_help("device", "auto takes CUDA if present"))
-    run.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    groups = {}
+    for name, field in FIELDS.items():
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+            if title == WHAT:
+                _add_sources(groups[title])
+                groups[title] = groups[title].add_mutually_exclusive_group()
+        _add(groups[title], name, field)
     return parser
 
 
-def _describe_methods() -> list[str]:
-    return [f"{name}: {method.summary}" for name, method in METHODS.items()]
+def _add_sources(group) -> None:
+    recipes = "; ".join(f"{name}: {text}" for name, text in SUMMARIES.items())
+    group.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"recipe (default: that of --data). {recipes}")
+    group.add_argument("--config", metavar="FILE", help="settings as YAML, such as a run folder's; flags override them")
 
 
-def _adder(group):
-    def add(name, kind, text):
-        group.add_argument(_flag(name), type=kind, metavar="N" if kind.whole else "X", help=_help(name, text))
+def _add(group, name: str, field) -> None:
+    kind, text = field.metadata["kind"], field.metadata["help"]
+    text = text.replace("%", "%%") + ("" if field.default in ("", ()) else f" (default: {_shown(field.default)})")
+    if kind is not bool:
+        group.add_argument(_flag(name), type=kind, metavar=kind.metavar, help=text)
+    elif name in ("compare", "resume"):
+        group.add_argument(_flag(name), action="store_true", help=text)
+    else:
+        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
 
-    return add
+
+def _shown(default) -> str:
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _help(name: str, text: str) -> str:
-    default = {field.name: field.default for field in fields(Settings)}[name]
-    return f"{text} (default: {default})"
-
-
-def _integer(low: int):
-    """An argparse type: an integer not below `low`."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < low:
-            raise argparse.ArgumentTypeError(f"must be an integer >= {low}, got {text!r}")
-        return value
-
-    convert.whole = True
-    return convert
-
-
-def _number(low: float, high: float = math.inf, strict: bool = False):
-    """An argparse type: a finite number from `low` to `high`, `low` itself excluded if `strict`."""
-    bounds = f"{'>' if strict else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and low <= value <= high and not (strict and value == low)):
-            raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
-        return value
-
-    convert.whole = False
-    return convert

@@ -1,16 +1,35 @@
-"""Random crops of whole batches at once, and their exact application to images and to heatmaps."""
+"""The views of an image: its crops at random, their exact application to images and heatmaps, and training batches.
+
+Per image there are three views, as in the released code of CGC: the original (resized, central square), the augmented,
+a random crop of the original whose place is recorded, and one more random crop of the whole image, for the
+cross-entropy alone. Unlike there, a flip is recorded only where one was made.
+"""
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cgc_kernels import CropFlip
 
-SCALE = (0.4, 1.0)  # area of the crop, share of the image
+from .data import CorruptImage
+
+SCALE = (0.4, 1.0)  # area of the crops that evaluation looks at, share of the image
 RATIO = (3 / 4, 4 / 3)  # width / height
 ATTEMPTS = 10
+STREAMS = ("train", "val", "test", "order", "unlabeled", "unlabeled order")
+
+
+def generator(seed: int, stream: str, *more: int) -> Generator:
+    """A CPU random state of its own for each seed, use (one of STREAMS), and whatever else is counted."""
+    (mixed,) = np.random.SeedSequence([seed, STREAMS.index(stream), *more]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed))
 
 
 def random_crops(batch: int, size: int, generator: Generator) -> CropFlip:
@@ -30,15 +49,28 @@ def random_crops(batch: int, size: int, generator: Generator) -> CropFlip:
         >>> random_crops(8, 64, torch.Generator().manual_seed(0)).height.shape
         torch.Size([8])
     """
-    area, ratio, across, down = torch.rand(4, batch, ATTEMPTS, generator=generator, dtype=torch.float64)
-    area = size * size * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)
+    numbers = torch.rand(4, batch, ATTEMPTS, generator=generator, dtype=torch.float64)
+    sides = torch.full((2, batch), size)
+    return CropFlip(*_crops(numbers, *sides, SCALE[0]), torch.zeros(batch, dtype=torch.bool))
+
+
+def _crops(numbers: Tensor, heights: Tensor, widths: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Crops (top, left, height, width), int64 [B] each, of images of int64 [B] heights and widths.
+
+    numbers: float64 [4, B, ATTEMPTS], uniform in [0, 1). least: least area, share of the image.
+    """
+    area, ratio, across, down = numbers
+    heights, widths = heights[:, None], widths[:, None]
+    area = heights * widths * (least + (1 - least) * area)
     ratio = torch.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * ratio)
     width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    first = ((width <= size) & (height <= size)).long().argmax(1, keepdim=True)  # 0 if none fits: clamped below
-    width, height = (side.gather(1, first)[:, 0].clamp(max=size) for side in (width, height))
-    top = (down[:, 0] * (size - height + 1)).long()
-    left = (across[:, 0] * (size - width + 1)).long()
-    return CropFlip(top, left, height, width, torch.zeros(batch, dtype=torch.bool))
+    fits = (width <= widths) & (height <= heights) & (width > 0) & (height > 0)
+    first = fits.long().argmax(1, keepdim=True)  # 0 if none fits: clamped below
+    width = torch.minimum(width.gather(1, first), widths).clamp(min=1)
+    height = torch.minimum(height.gather(1, first), heights).clamp(min=1)
+    top = (down[:, :1] * (heights - height + 1)).long()
+    left = (across[:, :1] * (widths - width + 1)).long()
+    return top[:, 0], left[:, 0], height[:, 0], width[:, 0]
 
 
 def apply_crops(images: Tensor, crops: CropFlip) -> Tensor:
@@ -68,3 +100,175 @@ def _source(start: Tensor, length: Tensor, size: int, like: Tensor) -> Tensor:
     centres = torch.arange(size, device=like.device, dtype=like.dtype) + 0.5
     within = (centres * length[:, None] / size - 0.5).clamp(min=0)
     return (start[:, None] + torch.minimum(within, length[:, None] - 1)) * 2 / (size - 1) - 1
+
+
+def original_view(image: Image.Image | Tensor, size: int) -> Image.Image | Tensor:
+    """The central `size` x `size` square of an image whose shorter side became size * 256 / 224; tensors stay."""
+    if isinstance(image, Tensor):
+        return image
+    functional = _torchvision()
+    return functional.center_crop(functional.resize(image, round(size * 256 / 224)), [size, size])
+
+
+def _torchvision():
+    """Its transforms of PIL images; imported where there are such images, since that takes seconds."""
+    from torchvision.transforms import functional
+
+    return functional
+
+
+class Batch(NamedTuple):
+    """Training images. view, aug, extra: [B, 3, S, S]; crops: aug's place in view; labels: int64 [B], -1 unlabeled.
+
+    skipped: paths of unreadable images, each replaced by the next readable one.
+    """
+
+    view: Tensor
+    aug: Tensor
+    extra: Tensor
+    crops: CropFlip
+    labels: Tensor
+    skipped: list[str]
+
+    def on(self, device: torch.device, data, channels_last: bool) -> "Batch":
+        """The batch on a device, images normalised by the mean and std of `data`."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.mean, data.std))
+        if device.type == "cuda":
+            mean, std = (value.pin_memory().to(device, non_blocking=True) for value in (mean, std))
+
+        def prepare(images: Tensor) -> Tensor:
+            images = images.to(device, non_blocking=True)
+            images = images.float().div(255) if images.dtype == torch.uint8 else images
+            return images.sub(mean).div(std).contiguous(memory_format=layout)
+
+        view, aug, extra = map(prepare, (self.view, self.aug, self.extra))
+        labels = self.labels.to(device, non_blocking=True)
+        return Batch(view, aug, extra, self.crops.to(device, non_blocking=True), labels, self.skipped)
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in `count` equal parts."""
+        size = len(self.labels) // count
+        slices = [slice(i * size, (i + 1) * size) for i in range(count)]
+        return [
+            Batch(*(t[s] for t in self[:3]), CropFlip(*(field[s] for field in self.crops)), self.labels[s], [])
+            for s in slices
+        ]
+
+
+class TrainViews(Dataset):
+    """The three views of training images. What is drawn depends on (seed, pass, index) alone: a training resumed in the
+    middle of a pass, or with more workers or ranks, sees the same views.
+
+    Args:
+        images: items (image, label, ...), the image a PIL image or a float tensor [3, S, S].
+        settings: has image_size, crop_scale, flip, strict and seed.
+        stream: "train" or "unlabeled".
+    """
+
+    def __init__(self, images, settings, stream: str):
+        self.images, self.stream = images, STREAMS.index(stream)
+        self.size, self.least, self.flip = settings.image_size, settings.crop_scale, settings.flip
+        self.seed, self.strict = settings.seed, settings.strict
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """The batch of some (pass, index) pairs."""
+        skipped: list[str] = []
+        images, labels = zip(*(self._read(index, skipped) for _, index in keys), strict=True)
+        numbers = torch.from_numpy(np.stack([self._numbers(*key) for key in keys]))
+        flips = numbers[:, -2:] < self.flip
+        pair, extra = numbers[:, :-2].view(-1, 2, 4, ATTEMPTS).permute(1, 2, 0, 3)
+        make = self._from_tensors if isinstance(images[0], Tensor) else self._from_photographs
+        return Batch(*make(images, pair, extra, flips), torch.tensor(labels), skipped)
+
+    def _numbers(self, done: int, index: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.stream, done, index]).random(2 * 4 * ATTEMPTS + 2)
+
+    def _read(self, index: int, skipped: list[str]):
+        """The image and its label, or those of the next that can be read."""
+        for step in range(len(self.images)):
+            try:
+                image, label, *_ = self.images[(index + step) % len(self.images)]
+                return image, int(label)
+            except CorruptImage as error:
+                if self.strict:
+                    raise
+                skipped.append(str(error))
+        raise RuntimeError("the data set must hold an image that can be read, got none")
+
+    def _from_tensors(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
+        view = torch.stack(images)
+        sides = torch.full((2, len(view)), self.size)
+        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0])
+        more = CropFlip(*_crops(extra, *sides, self.least), flips[:, 1])
+        return view, apply_crops(view, crops), apply_crops(view, more), crops
+
+    def _from_photographs(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
+        to_tensor = _torchvision().pil_to_tensor
+        originals = [original_view(image, self.size) for image in images]
+        sides = torch.full((2, len(images)), self.size)
+        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0])
+        heights, widths = torch.tensor([(image.height, image.width) for image in images]).unbind(1)
+        more = CropFlip(*_crops(extra, heights, widths, self.least), flips[:, 1])
+        augmented, extras = self._cut(originals, crops), self._cut(images, more)
+        return (*(torch.stack([to_tensor(image) for image in v]) for v in (originals, augmented, extras)), crops)
+
+    def _cut(self, images, crops: CropFlip) -> list[Image.Image]:
+        functional, size = _torchvision(), [self.size, self.size]
+        boxes = zip(*(field.tolist() for field in crops), strict=True)
+        cut = []
+        for image, (*box, flip) in zip(images, boxes, strict=True):
+            view = functional.resized_crop(image, *box, size)
+            cut.append(functional.hflip(view) if flip else view)
+        return cut
+
+
+class Steps(Sampler[list[tuple[int, int]]]):
+    """This rank's share of the batches of steps first, first + 1, ..., last - 1: lists of (pass, index) pairs.
+
+    Every pass has an order of its own and consists of full batches only: a small last one would have few negatives.
+
+    Args:
+        count: number of images, at least `batch`.
+        batch: images per step over all ranks, a multiple of their number.
+        seed, stream: what decides the order, "order" or "unlabeled order".
+        first, last: steps since the start of the training.
+        rank, world: this rank and their number.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, stream: str, first: int, last: int, rank=0, world=1):
+        self.count, self.batch, self.seed, self.stream = count, batch, seed, stream
+        self.first, self.last, self.rank, self.share = first, last, rank, batch // world
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        known, order = -1, []
+        for step in range(self.first, self.last):
+            done, position = divmod(step, self.count // self.batch)
+            if done != known:
+                known = done
+                order = torch.randperm(self.count, generator=generator(self.seed, self.stream, done)).tolist()
+            start = position * self.batch + self.rank * self.share
+            yield [(done, index) for index in order[start : start + self.share]]
+
+
+def loader(views: TrainViews, steps: Steps, workers: int, pin: bool) -> DataLoader:
+    """Batches of the steps, in order, made ahead of time by `workers` processes, through all passes without a break."""
+    return DataLoader(
+        views,
+        batch_sampler=steps,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator().manual_seed(views.seed),  # workers' seeds; the global state stays as it is
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

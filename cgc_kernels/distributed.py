@@ -1,0 +1,90 @@
+"""Negatives from every rank of a process group: what the loss gathers, and the gradient that DDP's average needs.
+
+Every rank gathers the rows, keys and positives of all ranks, [B, H * W] and [B] each, and computes the same global
+mean. Own rows are in it as rows and as other samples' keys, so one rank has all that its own gradient needs: nothing
+travels in the backward. DistributedDataParallel averages gradients over the W ranks, where the gradient of one global
+mean is the sum over them: each rank therefore returns W times its own part.
+"""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import chain
+from .backends.plain import entry_point as outside_autocast
+
+
+def entry_point(backend: ModuleType, name: str, group: "dist.ProcessGroup", even: bool) -> Callable[..., Tensor]:
+    """What serves as ``backend.entry_points[name]``, "cgc" or "heatmap_loss", over the samples of all ranks of a group.
+
+    even: every rank has the same number of samples, which then is not exchanged, so the host never waits for a GPU.
+    """
+
+    def resample(*args):
+        return _Gather.apply(group, even, *backend.resample(*args))
+
+    heatmap_loss = functools.partial(chain.heatmap_loss, resample, backend.contrast)
+
+    def cgc(features, gradients, aug_features, aug_gradients, transform, options):
+        views = ((features, gradients), (aug_features, aug_gradients))
+        heatmaps, aug_heatmaps = (backend.cam(*view, options.weighting) for view in views)
+        return heatmap_loss(heatmaps, aug_heatmaps, transform, options)
+
+    chosen = outside_autocast({"cgc": cgc, "heatmap_loss": heatmap_loss}[name])
+
+    # Collectives whose sizes are data have no place in a graph.
+    @torch.compiler.disable(reason="group= communicates in eager mode")
+    def guarded(*args):
+        for value in args:
+            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+                raise RuntimeError(
+                    "a loss with group= must be differentiated in reverse mode, got a forward-mode tangent"
+                )
+        return chosen(*args)
+
+    return guarded
+
+
+class _Gather(torch.autograd.Function):
+    """Tensors [B, ...] of every rank, those of rank 0 first; the gradient is that of the own part, times W."""
+
+    @staticmethod
+    def forward(ctx, group, even, *tensors):
+        own, rank, world = len(tensors[0]), dist.get_rank(group), dist.get_world_size(group)
+        sizes = [own] * world if even else _all_sizes(own, tensors[0].device, group)
+        first = sum(sizes[:rank])
+        ctx.own, ctx.world = slice(first, first + own), world
+        return tuple(_gather(tensors, sizes, group))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, None, *(ctx.world * grad[ctx.own] for grad in grads)
+
+
+def _all_sizes(own: int, device: torch.device, group) -> list[int]:
+    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
+    dist.all_gather(list(sizes.split(1)), torch.tensor([own], device=device), group=group)
+    return sizes.tolist()
+
+
+def _gather(tensors: tuple[Tensor, ...], sizes: list[int], group) -> list[Tensor]:
+    """All ranks' tensors in one collective: their bytes side by side, [B, bytes], padded to the largest rank's B."""
+    columns = [tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach()[:, None] for tensor in tensors]
+    parts = [column.contiguous().view(torch.uint8) for column in columns]
+    largest, width = max(sizes), sum(part.shape[1] for part in parts)
+    sent = torch.zeros(largest, width, dtype=torch.uint8, device=tensors[0].device)
+    torch.cat(parts, dim=1, out=sent[: len(tensors[0])])
+    received = sent.new_empty(len(sizes) * largest, width)
+    dist.all_gather(list(received.split(largest)), sent, group=group)
+    if min(sizes) < largest:
+        received = torch.cat([rank[:size] for rank, size in zip(received.split(largest), sizes, strict=True)])
+    split = received.split([part.shape[1] for part in parts], dim=1)
+    return [
+        part.contiguous().view(tensor.dtype).view(len(received), *tensor.shape[1:])
+        for part, tensor in zip(split, tensors, strict=True)
+    ]

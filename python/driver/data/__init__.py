@@ -1,0 +1,125 @@
+"""The data sets of the paper, any folder of images, and the embedded demo, all in the form of :class:`Images`."""
+
+from importlib import import_module
+from typing import NamedTuple
+
+from ..models import normalisation
+from . import demo
+from .images import CorruptImage, DataError, Images, Record, Sample, fraction
+
+__all__ = ["DATASETS", "CorruptImage", "Data", "DataError", "Images", "Record", "Sample", "fraction", "open_data"]
+
+DATASETS = ("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder")
+
+# What is trained on, watched, and reported. Where nothing is set apart for watching, the test images are watched, as in
+# the released code: report the last epoch, not the best.
+SPLITS = {
+    "imagenet": ("train", "val", "val"),
+    "cub": ("train", "test", "test"),
+    "aircraft": ("trainval", "test", "test"),
+    "cars": ("train", "test", "test"),
+    "flowers": ("trainval", "test", "test"),
+    "folder": ("train", "val", "test"),
+}
+
+WITH_BOXES_FLAG = ("imagenet", "folder")
+
+
+class Data(NamedTuple):
+    """All that a run reads.
+
+    Attributes:
+        name: one of :data:`DATASETS`.
+        classes: the names of the classes.
+        image_size: side of the square the model sees, in pixels.
+        train: images to train on; None for unrel, which has none.
+        val: images for the curves.
+        test: images for the report.
+        unlabeled: images without labels (label -1), or None.
+        mean, std: per channel, what is subtracted from and what divides the image in [0, 1]; the model decides.
+        strict: whether an unreadable image is fatal.
+        groups: for unrel, the ImageNet classes that stand for each class; else None.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    train: Images | None
+    val: Images
+    test: Images
+    unlabeled: Images | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    strict: bool = False
+    groups: list[list[int]] | None = None
+
+
+def open_data(settings, training: bool = True) -> Data:
+    """The data of a run, by its settings alone; nothing but lists of files is read, except for the demo.
+
+    Args:
+        settings: has data, data_root, boxes, fraction, unlabeled, strict, seed, image_size, model, pretrained, and for
+            the demo train_images, val_images, test_images, distractors, backgrounds.
+        training: False leaves ``train`` and ``unlabeled`` None, and does without their files.
+
+    Raises:
+        DataError: something is missing or malformed; the message says what is expected where.
+    """
+    if settings.data not in DATASETS:
+        raise DataError(f"--data must be one of {', '.join(DATASETS)}, got {settings.data!r}")
+    if settings.data != "demo" and not settings.data_root:
+        raise DataError(f"--data {settings.data} must come with --data-root FOLDER, where its images are")
+    mean, std = normalisation(settings.model, settings.pretrained)
+    train, val, test = _open(settings, training)
+    unlabeled = None
+    if train is not None:
+        train, unlabeled = _limit(train, settings)
+    groups = _loader("unrel").groups() if settings.data == "unrel" else None
+    size = demo.IMAGE_SIZE if settings.data == "demo" else settings.image_size
+    return Data(
+        settings.data, test.classes, size, train, val, test, unlabeled, mean, std, bool(settings.strict), groups
+    )
+
+
+def _limit(train: Images, settings) -> tuple[Images, Images | None]:
+    """The labelled part of the training images, and the unlabeled images beside it."""
+    chosen = fraction(train, settings.fraction, settings.seed) if settings.fraction < 1 else range(len(train))
+    rest = sorted(set(range(len(train))) - set(chosen))
+    unlabeled = None
+    if settings.unlabeled == "rest":
+        if not rest:
+            raise DataError("--unlabeled rest must come with a --fraction below 1, which leaves some images out")
+        unlabeled = train.subset(rest, labelled=False)
+    elif settings.unlabeled:
+        unlabeled = _loader("folder").unlabeled(settings.unlabeled)
+    return (train.subset(chosen) if rest else train), unlabeled
+
+
+def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
+    name, root, boxes = settings.data, settings.data_root, settings.boxes
+    if boxes and name not in WITH_BOXES_FLAG:
+        raise DataError(f"--boxes goes with --data imagenet or folder, got it with {name}, whose boxes are its own")
+    if name == "demo":
+        sizes = {"train": settings.train_images, "val": settings.val_images, "test": settings.test_images}
+        splits = demo.make_splits(
+            sizes, settings.seed, distractors=settings.distractors, backgrounds=settings.backgrounds
+        )
+        train, val, test = (demo.DemoImages(splits[split], split) for split in sizes)
+        return (train if training else None), val, test
+    if name == "unrel":
+        images = _loader(name).load(root)
+        return None, images, images
+    more = (boxes,) if name in WITH_BOXES_FLAG else ()
+    needed = SPLITS[name] if training else SPLITS[name][1:]
+    opened = {split: _loader(name).load(root, split, *more) for split in dict.fromkeys(needed)}
+    train, val, test = (opened.get(split) for split in SPLITS[name])
+    if not training:
+        return None, val, test
+    if not train.classes == val.classes == test.classes:
+        raise DataError(f"--data-root must have the same classes in every split, got others in {root}")
+    return train, val, test
+
+
+def _loader(name: str):
+    """The module of a data set, imported when it is needed: most of them bring torchvision, which takes seconds."""
+    return import_module(f".{name}", __package__)

@@ -1,0 +1,86 @@
+"""What a flag's text may be: converters that say what is wrong; and one way to declare a flag with its help."""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import field
+
+
+def option(default, kind, group: str, text: str):
+    """A field of the settings: its default, the converter of its text (or `bool`), its group in --help, its help."""
+    return field(default=default, metadata={"kind": kind, "group": group, "help": text})
+
+
+def _named(metavar: str) -> Callable:
+    def name(convert: Callable) -> Callable:
+        convert.metavar = metavar
+        return convert
+
+    return name
+
+
+def integer(low: int):
+    """An integer not below `low`."""
+
+    @_named("N")
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < low:
+            raise argparse.ArgumentTypeError(f"must be an integer >= {low}, got {text!r}")
+        return value
+
+    return convert
+
+
+def number(low: float, high: float = math.inf, strict: bool = False):
+    """A finite number from `low` to `high`, `low` itself excluded if `strict`."""
+    bounds = f"{'>' if strict else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+
+    @_named("X")
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high and not (strict and value == low)):
+            raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
+        return value
+
+    return convert
+
+
+def one_of(*choices: str):
+    """One of a few words."""
+
+    @_named("|".join(choices))
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}, got {text!r}")
+        return text
+
+    return convert
+
+
+def word(metavar: str):
+    """Any text."""
+
+    @_named(metavar)
+    def convert(text: str) -> str:
+        return text
+
+    return convert
+
+
+@_named("N,N,...")
+def integers(text: str) -> tuple[int, ...]:
+    """Increasing integers >= 1, separated by commas; may be empty."""
+    try:
+        values = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (0,)
+    if any(value < 1 for value in values) or list(values) != sorted(set(values)):
+        raise argparse.ArgumentTypeError(f"must be increasing integers >= 1 separated by commas, got {text!r}")
+    return values

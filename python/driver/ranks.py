@@ -1,0 +1,76 @@
+"""The processes of a training started by torchrun; one process alone is the case of one rank."""
+
+import os
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=30)  # others wait while a rank evaluates or writes
+
+
+class Ranks(NamedTuple):
+    """This process among the others."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def group(self) -> "dist.ProcessGroup | None":
+        """The group of all ranks, None where there is one."""
+        return dist.group.WORLD if self.world > 1 else None
+
+    def device(self, wanted: str) -> torch.device:
+        """Where this rank computes, by the setting auto, cpu or cuda."""
+        if wanted == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local)
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, for all."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's value, for all."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean over the ranks of a tensor."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values / self.world
+
+    def align_buffers(self, model: nn.Module) -> None:
+        """Rank 0's buffers for all: BatchNorm's running statistics differ by what each rank saw last."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def join() -> Ranks:
+    """Join the processes that torchrun started, told by its environment; a process of its own where there are none."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    local = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), world, local)
+
+
+def leave() -> None:
+    """Leave the other processes, if there are any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,199 @@
+"""All that a training changes, and its checkpoints, from which it goes on bit by bit."""
+
+import copy
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import models, storage
+from .ranks import Ranks
+from .settings import Settings, kept
+
+FORMAT = 1
+
+
+class Run(NamedTuple):
+    """A method and a seed, and the folder that keeps what comes of them."""
+
+    method: str
+    seed: int
+    folder: Path
+
+    @property
+    def last(self) -> Path:
+        """Newest checkpoint: after an epoch, or inside one."""
+        return self.folder / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch with the best validation accuracy."""
+        return self.folder / "best.pt"
+
+    @property
+    def results(self) -> Path:
+        """Logits and heatmaps of the test split; the run is finished when they exist."""
+        return self.folder / "test.pt"
+
+
+def weights(checkpoint: dict) -> dict[str, Tensor]:
+    """The state_dict of the model that was evaluated: the averaged weights if there are any."""
+    return checkpoint["model"] if checkpoint["ema"] is None else checkpoint["ema"]
+
+
+class State:
+    """The model, its averaged copy, the optimizer, the loss scaler, what was counted, and every random state.
+
+    Attributes:
+        cam: GradCAM of the model. averaged: GradCAM of the averaged weights, None without --ema.
+        history: a row per finished epoch. step: steps done in the epoch after them, over which `sums` and `seconds` go.
+        best: best validation accuracy so far, percent.
+
+    Raises ValueError where the model cannot be made as the settings say.
+    """
+
+    def __init__(self, run: Run, settings: Settings, data, device: torch.device, ranks: Ranks):
+        _seed_all(run.seed)
+        classifier = models.create(settings, len(data.classes))
+        model = classifier.model
+        if settings.sync_batchnorm:
+            if device.type != "cuda":
+                raise ValueError("--sync-batchnorm must run on CUDA, got the CPU")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(device)
+        self.notes = classifier.notes
+        self.averaged = None
+        if settings.ema:
+            twin = copy.deepcopy(self.model).requires_grad_(False)
+            self.averaged = models.grad_cam(classifier._replace(model=twin)).eval()
+        self.cam = models.grad_cam(classifier._replace(model=self.model))
+        self.optimizer = _optimizer(self.model, classifier.head, settings)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
+        self.history: list[dict[str, float]] = []
+        self.best = -1.0
+        self.step, self.seconds, self.sums = 0, 0.0, torch.zeros(3, device=device)
+        self.skipped: list[str] = []
+        self._ranks, self._ema, self._teaches = ranks, settings.ema, settings.teacher
+        self._identity = {
+            "format": FORMAT,
+            "settings": kept(settings),
+            "method": run.method,
+            "seed": run.seed,
+            "classifier": {
+                "name": settings.model,
+                "classes": list(data.classes),
+                "image_size": settings.image_size,
+                "target_layer": classifier.target_layer,
+            },
+        }
+        if ranks.rank:
+            torch.manual_seed(run.seed + (ranks.rank << 32))  # equal weights above, dropout of its own from here on
+
+    @property
+    def evaluated(self):
+        """The GradCAM that is evaluated."""
+        return self.cam if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def average_weights(self) -> None:
+        """Move the averaged weights, and with them the buffers, towards the model's."""
+        if self.averaged is None:
+            return
+        if self._teaches:  # then every rank looks through it at once, not only where the others are told its buffers
+            self._ranks.align_buffers(self.model)
+        pairs = zip(self.averaged.model.state_dict().values(), self.model.state_dict().values(), strict=True)
+        floats, others = [], []
+        for pair in pairs:
+            (floats if pair[0].is_floating_point() else others).append(pair)
+        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - self._ema)
+        for old, new in others:
+            old.copy_(new)
+
+    def save(self, *paths: Path) -> None:
+        """Write a checkpoint; called on all ranks, of which the first writes."""
+        own = {"random": _random_state(), "sums": self.sums.cpu(), "skipped": self.skipped}
+        ranks = self._ranks.collect(own)
+        if self._ranks.rank:
+            return
+        state = {
+            **self._identity,
+            "epoch": len(self.history),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": None if self.averaged is None else self.averaged.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ranks": ranks,
+            "history": self.history,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        for path in paths:
+            storage.save(state, path)
+
+    def load(self, path: Path) -> None:
+        """Read a checkpoint back."""
+        state = storage.load(path)
+        self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history, self.best, self.step = state["history"], state["best"], state["step"]
+        self.seconds, ranks = state["seconds"], state["ranks"]
+        if len(ranks) == self._ranks.world:
+            own = ranks[self._ranks.rank]
+            _set_random_state(own["random"])
+            self.sums.copy_(own["sums"])
+            self.skipped = own["skipped"]
+        else:
+            self.sums.copy_(torch.stack([own["sums"] for own in ranks]).mean(0))
+            self.notes.append(
+                f"{path} was written by {len(ranks)} processes, now there are {self._ranks.world}: the images and "
+                "views are the same, but dropout and the like start from new random states"
+            )
+
+
+def _optimizer(model: nn.Module, head: str, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW or SGD; each group remembers its highest rate as initial_lr."""
+    own = {id(parameter) for parameter in model.get_submodule(head).parameters()} if settings.head_lr else set()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if id(p) not in own], "lr": settings.lr},
+        {"params": [p for p in trainable if id(p) in own], "lr": settings.head_lr},
+    ]
+    groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _random_state() -> dict:
+    """The random states of torch, numpy and Python, as tensors, numbers and strings."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])

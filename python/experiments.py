@@ -1,0 +1,157 @@
+"""The demo's experiments: limited labels, unlabeled images, harder images; every method, three seeds, one table.
+
+    python python/experiments.py                       all of them, into runs/experiments
+    python python/experiments.py --only fraction       some of them
+    python python/experiments.py --table               the table of what is finished, nothing is trained
+    python python/experiments.py -- --epochs 6         with other settings of train.py
+
+Runs one after the other, each as its own process, seed by seed, so that methods can be compared early. Stopped or
+killed, it goes on where it was when started again.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from driver import report, settings, storage
+from driver.flags import integer
+from driver.methods import METHODS
+from driver.state import Run
+
+TRAIN = Path(__file__).with_name("train.py")
+EVERY = ("baseline", "gradcam_l2", "cgc", "cgc_consistent", "cgc_paper")
+COMPARED = ("baseline", "cgc", "cgc_consistent")
+QUARTER = ("--fraction", "0.25", "--epochs", "72")  # as many steps as the demo makes on all of its images
+
+
+class Experiment(NamedTuple):
+    """The same methods under one change of the demo."""
+
+    title: str
+    flags: tuple[str, ...]
+    methods: tuple[str, ...]
+    baseline: str | None = None  # the experiment that already trains this one's baseline
+
+
+EXPERIMENTS = {
+    "fraction": Experiment("A quarter of the training images", QUARTER, EVERY),
+    "unlabeled": Experiment(
+        "A quarter with labels for the cross-entropy, the rest without for the heatmap loss",
+        (*QUARTER, "--unlabeled", "rest"),
+        EVERY[1:],
+        baseline="fraction",
+    ),
+    "distractors": Experiment("Two fragments of other digits beside the object", ("--distractors", "2"), COMPARED),
+    "backgrounds": Experiment("Backgrounds tied to the class, in training only", ("--backgrounds", "class"), COMPARED),
+}
+COLUMNS = {
+    "accuracy": "accuracy",
+    "content_heatmap": "CH",
+    "sharpness_matched_content_heatmap": "CH of the baseline, as sharp",
+    "effective_area": "effective area",
+    "pointing_game": "pointing game",
+    "consistency": "consistency",
+    "sharpness_matched_consistency": "of the baseline, as sharp",
+    "twin_retrieval": "twin retrieval",
+    "dead_heatmaps": "dead heatmaps",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what is missing, then write the table; returns the exit status."""
+    chosen = _parser().parse_args(arguments)
+    names = chosen.only or list(EXPERIMENTS)
+    try:
+        for seed, name in product(range(0 if chosen.table else chosen.seeds), names):
+            runs = [run for run in planned(name, chosen.output, chosen.seeds) if name in run.folder.parts]
+            missing = [run for run in runs if run.seed == seed and not run.results.exists()]
+            for run in missing:
+                print(f"{name}: {run.method}, seed {seed}", flush=True)
+                _train(run, (*EXPERIMENTS[name].flags, *chosen.flags))
+            if missing:
+                write_table(chosen.output, chosen.seeds)
+    except KeyboardInterrupt:
+        print(f"\nStopped. Finished epochs are kept. To go on:\n\n    {shlex.join([sys.executable, *sys.argv])}\n")
+        return 130
+    print(write_table(chosen.output, chosen.seeds))
+    return 0
+
+
+def planned(name: str, output: Path, seeds: int) -> list[Run]:
+    """The runs of an experiment, a shared baseline included."""
+    experiment = EXPERIMENTS[name]
+    borrowed = [(experiment.baseline, "baseline")] if experiment.baseline else []
+    sources = [*borrowed, *((name, method) for method in experiment.methods)]
+    return [
+        Run(method, seed, output / source / f"{method}-seed{seed}")
+        for seed in range(seeds)
+        for source, method in sources
+    ]
+
+
+def _train(run: Run, flags: tuple[str, ...]) -> None:
+    """One run in a process of its own; raises CalledProcessError if it fails."""
+    if (run.folder / settings.CONFIG).exists():
+        flags = ("--resume",)
+    else:
+        flags = ("--method", run.method, "--seed", str(run.seed), *flags)
+    command = [sys.executable, str(TRAIN), *flags, "--output", str(run.folder), "--no-progress"]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(command, check=True, env=os.environ)
+
+
+def write_table(output: Path, seeds: int) -> str:
+    """Measure what is finished; writes and returns results.md."""
+    text = "\n".join(section for name in EXPERIMENTS if (section := _section(name, output, seeds)))
+    with storage.replacing(output / "results.md") as path:
+        path.write_text(text)
+    return text
+
+
+def _section(name: str, output: Path, seeds: int) -> str:
+    experiment = EXPERIMENTS[name]
+    runs = [run for run in planned(name, output, seeds) if run.results.exists()]
+    own = [run for run in runs if name in run.folder.parts]
+    if not own:
+        return ""
+    with contextlib.redirect_stdout(io.StringIO()):  # its own table
+        summary = report.finish(output / name, runs, settings.load(own[0].folder))
+    command = shlex.join(["python", "python/train.py", *experiment.flags, "--method", "...", "--seed", "..."])
+    lines = [
+        f"## {experiment.title}\n",
+        f"`{command}`; {len(runs)} of {len(planned(name, output, seeds))} runs; percent, mean ± standard deviation.\n",
+        f"| | seeds | {' | '.join(COLUMNS.values())} |",
+        f"|---|{'---|' * (len(COLUMNS) + 1)}",
+    ]
+    for method, column in summary.items():
+        cells = [_cell(column, measure) for measure in COLUMNS]
+        lines.append(f"| {METHODS[method].title} | {len(column['runs'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column: dict, measure: str) -> str:
+    mean, spread = column[measure], column["spread"][measure]
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="experiments.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, metavar="FOLDER", default=Path("runs/experiments"), help="(%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--seeds", type=integer(1), metavar="N", default=3, help="seeds 0, 1, ... (%(default)s)")
+    parser.add_argument("--table", action="store_true", help="train nothing: the table of what is finished")
+    parser.add_argument("flags", nargs="*", metavar="FLAG", help="after --: further flags of train.py, for every run")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Negatives from every rank: loss and gradients of 1, 2, 3, 4 gloo processes equal those of one with all samples."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from compare import assert_close, assert_same_bits
+from distributed_worker import BACKENDS, CASES, FUNCTIONS, RANKS, SHARES, make_case, network_inputs, share, step
+
+from cgc_kernels import CGCLoss
+
+ROOT = Path(__file__).parents[1]
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of the four processes found, by key."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, WORKER, folder / "store"]
+    processes = [
+        subprocess.Popen([*command, str(rank), folder], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(RANKS)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("world", SHARES)
+def test_equals_the_single_process(ranks, world, name, backend, function):
+    """Every rank has the loss of all samples, and W times its gradient for the samples of its own."""
+    case = make_case(name, world)
+    tol = 1e-5 if case.views[0].dtype == torch.float32 else 1e-10
+    loss, *grads = FUNCTIONS[function](case, backend)
+    for rank in range(world):
+        actual_loss, *actual = ranks[rank][f"{world}/{name}/{backend}/{function}"]
+        assert_close(actual_loss, loss, tol, what=f"loss of rank {rank}")
+        whole = case._replace(views=tuple(grads))
+        for grad, expected in zip(actual, share(whole, world, rank).views, strict=True):
+            largest = max(float(g.abs().max()) for g in grads) * world
+            assert_close(grad, world * expected, tol, floor=largest * 1e-2, what=f"gradient of rank {rank}")
+
+
+def test_every_rank_has_the_same_loss_to_the_last_bit(ranks):
+    for world in SHARES:
+        for key in (key for key in ranks[0] if key.startswith(f"{world}/")):
+            for rank in range(1, world):
+                assert_same_bits(ranks[rank][key][0], ranks[0][key][0], key)
+
+
+def test_even_batches_need_no_exchange_of_sizes(ranks):
+    for rank in ranks:
+        for actual, expected in zip(rank["even"], rank["uneven"], strict=True):
+            assert_same_bits(actual, expected)
+
+
+def test_ddp_averages_to_the_true_gradient(ranks):
+    """Features of other ranks never travel, yet every parameter has the gradient of the whole batch."""
+    expected = step(*network_inputs())
+    assert any(grad.abs().max() > 1e-3 for grad in expected.values())
+    for rank in ranks:
+        for name, grad in expected.items():
+            assert_close(rank["ddp"][name], grad, 1e-10, floor=1e-3, what=name)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("type", "TypeError: group must be a torch.distributed.ProcessGroup or None, got str 'WORLD'"),
+        ("even", "TypeError: even must be a bool, got int 1"),
+        ("double", "RuntimeError: cgc_kernels has no second derivatives"),
+        ("forward", "RuntimeError: a loss with group= must be differentiated in reverse mode"),
+    ],
+)
+def test_misuse_is_refused(ranks, what, message):
+    assert ranks[0]["refusals"][what].startswith(message)
+
+
+def test_a_rank_outside_the_group_is_refused(ranks):
+    assert ranks[1]["outsider"]["outsider"].startswith("ValueError: group must be a process group that this process")
+
+
+def test_the_module_says_how_many_ranks(ranks):
+    assert "ranks=4, even=True" in ranks[2]["repr"]
+    assert "ranks" not in repr(CGCLoss(image_size=8))

@@ -1,0 +1,97 @@
+"""Training by several processes: the gradients are those of one, a death ends the run, and the checkpoint resumes."""
+
+import subprocess
+from itertools import chain
+
+import pytest
+import torch
+from compare import assert_close
+from driver import storage
+from driver.views import Steps
+from driver_cases import (
+    ROOT,
+    TINY,
+    assert_same,
+    drive,
+    first_gradients,
+    kill_inside_an_epoch,
+    started,
+)
+
+WORKER = ROOT / "tests" / "driver_worker.py"
+STEP = ["--batch-size", "16", "--freeze-batchnorm"]
+
+
+def two_processes(folder, *flags) -> dict[str, torch.Tensor]:
+    path = folder / f"gradients{len(list(folder.iterdir()))}.pt"
+    drive(path, *STEP, *flags, script=WORKER, processes=2)
+    return storage.load(path)
+
+
+def assert_same_gradients(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.dtype == torch.float64
+        assert_close(actual[name], gradient, 1e-9, floor=1e-3, what=name)
+
+
+def test_two_processes_step_as_one_with_the_whole_batch(tmp_path):
+    """Negatives are global, and every parameter's gradient is that of the whole batch in one process."""
+    expected = first_gradients(*STEP)
+    assert_same_gradients(two_processes(tmp_path), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--fraction", "0.5", "--unlabeled", "rest"],
+        ["--ema", "0.9", "--teacher", "--target", "label"],
+        ["--batched-views"],
+    ],
+)
+def test_two_processes_step_as_one_in_every_setting(tmp_path, flags):
+    assert_same_gradients(two_processes(tmp_path, *flags), first_gradients(*STEP, *flags))
+
+
+@pytest.mark.slow
+def test_negatives_of_each_process_are_another_loss(tmp_path):
+    actual, expected = two_processes(tmp_path, "--no-global-negatives"), first_gradients(*STEP)
+    with pytest.raises(AssertionError):
+        assert_same_gradients(actual, expected)
+
+
+def test_ranks_share_the_batches_of_one_process():
+    """Their shares, one after the other, are the batch; a start in the middle is the rest of the steps."""
+    whole = list(Steps(50, 8, 3, "order", 0, 20))
+    shares = [list(Steps(50, 8, 3, "order", 0, 20, rank, 4)) for rank in range(4)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    assert list(Steps(50, 8, 3, "order", 9, 20)) == whole[9:]
+    assert all(len({index for _, index in batch}) == 8 for batch in whole)
+    first_pass = [index for batch in whole[:6] for _, index in batch]
+    assert len(set(first_pass)) == 48
+    assert {done for batch in whole[6:12] for done, _ in batch} == {1}
+
+
+def children(process) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    return sorted(map(int, listed.stdout.split()))
+
+
+def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_resumes(tmp_path):
+    """The survivor says what to do; done, it gives the weights of a run that nothing happened to."""
+    flags = ["--method", "cgc", "--epochs", "2", "--checkpoint-every", "1", *TINY, "--train-images", "320"]
+    folder, straight = tmp_path / "killed", tmp_path / "straight"
+    with started(*flags, "--output", folder, processes=2) as process:
+        kill_inside_an_epoch(process, folder, 0, victim=lambda: children(process)[-1])
+        _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "of 2 stops" in err
+    assert f"torchrun --nproc-per-node 2 {ROOT / 'python' / 'train.py'} --resume --output {folder}" in err
+    assert not (folder / "test.pt").exists()
+    drive("--resume", "--output", folder, processes=2)
+    drive(*flags, "--output", straight, processes=2)
+    assert_same(storage.load(folder / "last.pt"), storage.load(straight / "last.pt"))
+    assert_same(storage.load(folder / "test.pt"), storage.load(straight / "test.pt"))
