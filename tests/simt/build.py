@@ -1,9 +1,9 @@
 """Compiles CUDA sources with g++ and the emulator, in three flavours.
 
 - `plain`: fast; wrong results, deadlocks and bad warp operations, in any order of threads.
-- `instrumented`: every load and store is seen: races, bounds, uninitialised reads, bytes and sectors; random preemption.
-  Of ThreadSanitizer only the compiler's part is used, on the kernels' file: the runtime supplies the hooks.
-- `asan`: AddressSanitizer's red zones round global and shared memory. Needs `asan_environment()` in a process of its own.
+- `instrumented`: every load and store is seen: races, bounds, uninitialised reads, bytes and sectors, with random
+  preemption. Of ThreadSanitizer only the compiler's part is used, on the kernels' file; the runtime supplies the hooks.
+- `asan`: AddressSanitizer's red zones round global and shared memory. Needs `asan_environment()` in its own process.
 
 All that is needed of CUDA is headers: of a toolkit, or of `pip install cgc-kernels[emulator]`.
 """
@@ -22,7 +22,8 @@ ROOT = HERE.parents[1]
 OUTPUT = ROOT / "build" / "simt"
 
 CXXFLAGS = [
-    *("-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    "-gdwarf-4",  # addr2line finds the wrong file in version 5
     "-fno-strict-aliasing",  # kernels look at one piece of memory as uint4 and as bfloat16
     *("-fno-tree-vectorize", "-fno-tree-slp-vectorize"),  # an access of the source is an access of the binary
     "-fno-gnu-unique",  # two libraries with one kernel, as mutants are, share no variable

@@ -1,4 +1,4 @@
-// Launches the sample kernels; addresses are void pointers for ctypes.
+// Launches the sample kernels, through ctypes.
 #include "samples.cuh"
 
 using namespace samples;
@@ -8,9 +8,8 @@ using namespace samples;
 EXPORT launch_block_sum(const float* x, float* out, int count, int blocks) {
   return SIMT_LAUNCH(block_sum, blocks, 256, 0, 0, x, out, count);
 }
-EXPORT launch_normalise_rows(const void* x, void* y, int rows, int columns) {
-  return SIMT_LAUNCH((normalise_rows<128>), rows, 128, 4 * sizeof(float), 0, static_cast<const __nv_bfloat16*>(x),
-                     static_cast<__nv_bfloat16*>(y), columns);
+EXPORT launch_normalise_rows(const __nv_bfloat16* x, __nv_bfloat16* y, int rows, int columns) {
+  return SIMT_LAUNCH((normalise_rows<128>), rows, 128, 4 * sizeof(float), 0, x, y, columns);
 }
 EXPORT launch_shares(const float* x, float* partial, float* y, int count, int blocks) {
   return SIMT_LAUNCH_COOP(shares, blocks, 64, 0, 0, x, partial, y, count);
@@ -33,8 +32,11 @@ EXPORT launch_reverse_warps(const int* x, int* y) { return SIMT_LAUNCH(reverse_w
 EXPORT launch_gather(const float* x, float* y, int count, int stride) {
   return SIMT_LAUNCH(gather, (count + 63) / 64, 64, 0, 0, x, y, count, stride);
 }
-EXPORT launch_twice(const void* x, void* y, int count) {
-  return SIMT_LAUNCH(twice, 1, count, 0, 0, static_cast<const __half*>(x), static_cast<__half*>(y));
+EXPORT launch_twice_float16(const __half* x, __half* y, int count) {
+  return SIMT_LAUNCH(twice_half, 1, count, 0, 0, x, y);
+}
+EXPORT launch_twice_bfloat16(const __nv_bfloat16* x, __nv_bfloat16* y, int count) {
+  return SIMT_LAUNCH(twice_bfloat16, 1, count, 0, 0, x, y);
 }
 EXPORT launch_warp_operations(int* out) { return SIMT_LAUNCH(warp_operations, 1, 64, 0, 0, out); }
 EXPORT launch_stuck_at_barrier(int threads) { return SIMT_LAUNCH(stuck_at_barrier, 1, 64, 0, 0, threads); }

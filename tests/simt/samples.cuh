@@ -144,9 +144,12 @@ __global__ void gather(const float* x, float* y, int count, int stride) {
     y[i] = x[i * stride];
 }
 
-// y[i] = twice x[i]; float16.
-__global__ void twice(const __half* x, __half* y) {
+// y[i] = twice x[i].
+__global__ void twice_half(const __half* x, __half* y) {
   y[threadIdx.x] = __float2half(2.0f * __half2float(x[threadIdx.x]));
+}
+__global__ void twice_bfloat16(const __nv_bfloat16* x, __nv_bfloat16* y) {
+  y[threadIdx.x] = __float2bfloat16(2.0f * __bfloat162float(x[threadIdx.x]));
 }
 
 // For each thread of a block of 64: ballot, count, shuffles over half warps, sum over eight lanes.
