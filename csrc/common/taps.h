@@ -75,13 +75,15 @@ CGC_HD inline bool warp_source(const double* inverse, index_t x, index_t y, doub
 }
 
 // Stencil of a source position on the fine axis, zero outside; false if no fine pixel is touched (NaN included).
-CGC_HD inline bool warp_stencil(double position, index_t size, const Tap* upsample, Stencil& stencil) {
+// upsample(pixel) is the pixel's row of U.
+template <class F>
+CGC_HD inline bool warp_stencil(double position, index_t size, F&& upsample, Stencil& stencil) {
   if (!(position > -1.0 && position < double(size))) return false;
   const double floor = std::floor(position);
   const double share = position - floor;
   const index_t low = index_t(floor);
   const bool has_low = low >= 0, has_high = low + 1 < size;
-  stencil = blend(upsample[has_low ? low : 0], has_low ? 1 - share : 0.0, upsample[has_high ? low + 1 : size - 1],
+  stencil = blend(upsample(has_low ? low : 0), has_low ? 1 - share : 0.0, upsample(has_high ? low + 1 : size - 1),
                   has_high ? share : 0.0);
   return true;
 }
