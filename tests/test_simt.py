@@ -16,8 +16,9 @@ SEEDS = range(10)
 
 
 @cache
-def samples(flavour: str = "instrumented", *faults: str) -> Emulator:
-    return Emulator(build("tests/simt/samples.cu", flavour, defines=[f"FAULT_{fault}" for fault in faults]))
+def samples(flavour: str = "instrumented", *faults: str, portable: bool = False) -> Emulator:
+    defines = [f"FAULT_{fault}" for fault in faults]
+    return Emulator(build("tests/simt/samples.cu", flavour, defines=defines, portable=portable))
 
 
 def values(*shape: int) -> torch.Tensor:
@@ -137,6 +138,14 @@ def test_missing_order_gives_wrong_results_without_instrumentation_on_some_sched
         return case(device)
 
     assert not all(right(seed) for seed in SEEDS)
+
+
+def test_threads_are_switched_without_assembly_too():
+    device = samples(portable=True)
+    device.setup(1, 0.05)
+    assert shares(device)
+    assert reverse_warps(device)
+    device.assert_clean()
 
 
 def test_launches_on_two_streams_are_not_ordered():

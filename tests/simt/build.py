@@ -65,12 +65,18 @@ def missing() -> str:
 
 
 def build(
-    source: str | Path, flavour: str = "plain", *, defines: Iterable[str] = (), include: Iterable[str | Path] = ()
+    source: str | Path,
+    flavour: str = "plain",
+    *,
+    defines: Iterable[str] = (),
+    include: Iterable[str | Path] = (),
+    portable: bool = False,
 ) -> Path:
     """Library of one CUDA source and the emulator, compiled if no earlier call has made it.
 
     source: a .cu file, relative to the repository or absolute, with `extern "C"` launchers. flavour: see above.
     defines: macros, "NAME" or "NAME=value". include: folders searched before csrc/cuda, csrc/common and csrc.
+    portable: switch threads without assembly, as on processors other than x86-64.
     """
     source = ROOT / source
     folders = [source.parent, *include, *(ROOT / "csrc" / name for name in ("cuda", "common", "")), HERE]
@@ -79,7 +85,7 @@ def build(
         *(f"-I{ROOT / each}" for each in folders),
         *("-isystem", str(cuda_include()), "-isystem", str(cuda_include() / "cccl")),
     ]
-    runtime = _runtime()
+    runtime = _runtime(portable)
     # Headers come from the compiler's own list, so that the key changes with any of them.
     key = _key(command, str(runtime), *_sources([*command, "-x", "c++", str(source)]))
     target = OUTPUT / f"{source.stem}-{flavour}-{key}.so"
@@ -102,13 +108,15 @@ def asan_environment() -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": f"{library} {standard}", "ASAN_OPTIONS": options}
 
 
-def _runtime() -> Path:
+def _runtime(portable: bool) -> Path:
     """The emulator's own library, one for all flavours."""
     sources = sorted(HERE.glob("*.cpp"))
     command = [compiler(), "-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-isystem", str(cuda_include())]
+    command += ["-DSIMT_UCONTEXT"] if portable else []
     target = OUTPUT / f"libsimt-{_key(command, *sources, *sorted(HERE.glob('*.h')))}.so"
     if not target.exists():
-        _link([*command, f"-Wl,-soname,{target.name}", "-shared", *map(str, sources), "-ldl"], target)
+        whole = "".join(f'#include "{source}"\n' for source in sources)  # the standard headers are read once
+        _link([*command, f"-Wl,-soname,{target.name}", "-shared", "-x", "c++", "-", "-ldl"], target, whole)
     return target
 
 
@@ -125,18 +133,18 @@ def _key(*parts: list[str] | str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _link(command: list[str], target: Path) -> None:
+def _link(command: list[str], target: Path, source: str = "") -> None:
     """Workers of one test run may build the same library: each its own, the last one stays."""
     unfinished = target.with_suffix(f".{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _run([*command, "-o", str(unfinished)])
+    _run([*command, "-o", str(unfinished)], source)
     unfinished.replace(target)
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], source: str = "") -> str:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     nice = ["nice", "-n", "10"] if shutil.which("nice") else []
-    done = subprocess.run([*nice, *command], text=True, capture_output=True)
+    done = subprocess.run([*nice, *command], input=source, text=True, capture_output=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout

@@ -28,7 +28,7 @@ void finish_switch(void* fake_stack, const void** bottom, std::size_t* bytes) {
 
 }  // namespace
 
-#ifdef __x86_64__
+#ifndef SIMT_UCONTEXT
 
 // swapcontext makes a system call each time; a fiber needs the callee-saved registers and the stack pointer only.
 extern "C" void simt_switch(void** saved, void* loaded);

@@ -3,7 +3,12 @@
 
 #include <cstddef>
 
-#ifndef __x86_64__
+// Other processors do with the C library's switch, and so does SIMT_UCONTEXT, for tests.
+#if !defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#define SIMT_UCONTEXT
+#endif
+
+#ifdef SIMT_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -23,10 +28,10 @@ class Context {
   bool overflowed() const;
 
  private:
-#ifdef __x86_64__
-  void* pointer;
-#else
+#ifdef SIMT_UCONTEXT
   ucontext_t machine;
+#else
+  void* pointer;
 #endif
   char* stack;
   std::size_t bytes;
