@@ -15,17 +15,18 @@ void simt_setup(unsigned seed, double yield_p) {
 }
 
 // Registers a buffer of global memory. Once there is one, an access to anything unregistered is out of bounds.
-void simt_watch(const void* data, std::size_t bytes, const char* name) {
+// element: bytes of the smallest access to it.
+void simt_watch(const void* data, std::size_t bytes, const char* name, std::size_t element) {
   tensors.emplace_back(new simt::Tensor);
   tensors.back()->data = static_cast<const char*>(data);
   tensors.back()->bytes = bytes;
   tensors.back()->name = name;
-  tensors.back()->shadow.reset(bytes);
+  tensors.back()->shadow.reset(bytes, element);
 }
 
 // The same, of a buffer whose bytes must be written by a kernel before one reads them.
-void simt_watch_output(const void* data, std::size_t bytes, const char* name) {
-  simt_watch(data, bytes, name);
+void simt_watch_output(const void* data, std::size_t bytes, const char* name, std::size_t element) {
+  simt_watch(data, bytes, name, element);
   tensors.back()->shadow.must_be_written_first = true;
 }
 

@@ -93,7 +93,9 @@ class Emulator:
             # Of a view with gaps, as an expanded or sliced one, all bytes from the first to the last are registered.
             spans = ((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             count = (1 + sum(spans)) * tensor.element_size() if tensor.numel() else 0
-            function(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(count), name.encode())
+            # A tensor of bytes is a workspace for larger things.
+            element = ctypes.c_size_t(max(2, tensor.element_size()))
+            function(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(count), name.encode(), element)
 
     def _traffic(self, name: str, write: int) -> Traffic:
         sums = (ctypes.c_ulonglong * 6)()

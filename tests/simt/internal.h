@@ -74,7 +74,7 @@ struct Block {
   unsigned epoch;                          // counts barriers
   std::unique_ptr<char[]> dynamic, image;  // dynamic shared memory; static shared memory while another block runs
   std::size_t dynamic_bytes = 0;
-  Shadow static_shadow{1}, dynamic_shadow{1};
+  Shadow static_shadow, dynamic_shadow;
   char* stacks = nullptr;
   std::size_t stack_bytes = 0, stacks_bytes = 0;
   std::mt19937 random;

@@ -1,6 +1,7 @@
 // Watched tensors: bounds, races and what every warp request moves; and the errors that were found.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -28,10 +29,25 @@ std::size_t distance(const void* address, const void* begin) {
   return std::size_t(static_cast<const char*>(address) - static_cast<const char*>(begin));
 }
 
+// Streams are pointers; the few that a test has are numbered as they appear.
+std::uint16_t stream_number() {
+  static std::vector<std::uintptr_t> streams;
+  const auto known = std::find(streams.begin(), streams.end(), launched->stream);
+  const auto number = known - streams.begin();
+  if (known == streams.end()) streams.push_back(launched->stream);
+  return std::uint16_t(number);
+}
+
 void judge(Shadow& shadow, const char* where, std::size_t offset, std::size_t bytes, bool write, bool atomic) {
-  const Access now{
-      era,   block->rank, block->epoch, fiber->warp_epoch, launch_number, launched->stream, std::uint16_t(fiber->rank),
-      atomic};
+  Access now;
+  now.era = era;
+  now.launch = launch_number;
+  now.block = block->rank;
+  now.epoch = block->epoch;
+  now.warp_epoch = fiber->warp_epoch;
+  now.stream = stream_number();
+  now.thread = fiber->rank & 0x7fff;
+  now.atomic = atomic;
   Access before;
   const char* what = write ? "write of" : "read of";
   const Conflict conflict = shadow.record(offset, bytes, write, now, before);

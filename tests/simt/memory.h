@@ -22,7 +22,7 @@ struct Tensor {
   const char* data;
   std::size_t bytes;
   std::string name;
-  Shadow shadow{2};    // no element of a tensor is smaller
+  Shadow shadow;
   Traffic traffic[2];  // loads, stores
 };
 

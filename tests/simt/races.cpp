@@ -28,7 +28,8 @@ void remember(Access (&reads)[4], const Access& now) {
 
 }  // namespace
 
-void Shadow::reset(std::size_t bytes) {
+void Shadow::reset(std::size_t bytes, std::size_t together) {
+  granule = together;
   pages.clear();
   pages.resize(bytes / granule / page_cells + 1);
 }

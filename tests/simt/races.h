@@ -11,21 +11,19 @@ namespace simt {
 
 struct Access {
   std::uint32_t era = 0;  // of launches and grid barriers; 0: never
-  std::uint32_t block = 0, epoch = 0, warp_epoch = 0;
-  std::uint32_t launch = 0;
-  std::uintptr_t stream = 0;
-  std::uint16_t thread = 0;
-  bool atomic = false;
+  std::uint32_t launch = 0, block = 0, epoch = 0, warp_epoch = 0;
+  std::uint16_t stream = 0;
+  std::uint16_t thread : 15, atomic : 1;
+
+  Access() : thread(0), atomic(0) {}
 };
 
 enum class Conflict { none, after_write, after_read, unwritten };
 
 class Shadow {
  public:
-  // granule: bytes that are judged together.
-  explicit Shadow(std::size_t granule) : granule(granule) {}
-
-  void reset(std::size_t bytes);
+  // granule: bytes that are judged together, at most the smallest access.
+  void reset(std::size_t bytes, std::size_t granule);
   // Judges and records an access to [offset, offset + bytes); `earlier` is the access it is in conflict with.
   Conflict record(std::size_t offset, std::size_t bytes, bool write, const Access& access, Access& earlier);
 
@@ -42,7 +40,7 @@ class Shadow {
   Cell& cell(std::size_t index);
   Conflict judge(const Cell& cell, bool write, const Access& access, Access& earlier) const;
 
-  std::size_t granule;
+  std::size_t granule = 1;
   std::vector<std::unique_ptr<Cell[]>> pages;  // made when first touched
 };
 

@@ -173,8 +173,8 @@ void Block::start(const Launch& launch, unsigned number) {
   dynamic_bytes = launch.dynamic_bytes;
   dynamic.reset(new char[dynamic_bytes]);
   std::memset(dynamic.get(), 0xff, dynamic_bytes);
-  dynamic_shadow.reset(dynamic_bytes);
-  static_shadow.reset(shared_bytes());
+  dynamic_shadow.reset(dynamic_bytes, 1);
+  static_shadow.reset(shared_bytes(), 1);
   for (std::size_t i = 0; i < shared_bytes(); ++i) static_cast<volatile char*>(launch.shared_begin)[i] = char(0xff);
   warps = std::vector<Warp>((threads + 31) / 32);
   fibers.resize(threads);
