@@ -50,7 +50,6 @@ X86_ISAS = {
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 
-
 NVCCFLAGS = [
     *("-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
     "-Xptxas=-v",  # registers and spills of each kernel, kept in a log beside the object
@@ -201,9 +200,8 @@ def find_toolkit() -> Toolkit | None:
     # nvcc may be a script that calls another one: its own plan names the folders.
     plan = run([nvcc, "--dryrun", "-x", "cu", os.devnull]).stdout
     include, libraries = (re.findall(rf'"-{flag}([^"]+)"', plan) for flag in "IL")
-    return Toolkit(
-        nvcc, version[1], set(re.findall(r"sm_(\w+)", run([nvcc, "--list-gpu-code"]).stdout)), include, libraries
-    )
+    architectures = set(re.findall(r"sm_(\w+)", run([nvcc, "--list-gpu-code"]).stdout))
+    return Toolkit(nvcc, version[1], architectures, include, libraries)
 
 
 def cuda_of_torch(torch: Path) -> str | None:
@@ -252,12 +250,9 @@ def cuda_commands(compiler: list[str], torch: Path, toolkit: Toolkit, architectu
     nvcc = [toolkit.nvcc, *NVCCFLAGS, *host, *strict, *architectures]
     include = [word for path in (torch / "include", *toolkit.include) for word in ("-isystem", str(path))]
     plain = [*compiler, *CXXFLAGS, STABLE_ABI, "-DUSE_CUDA", *include, *extra]
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.c[up]*"))
-    return {
-        path.name: [*(nvcc if path.suffix == ".cu" else plain), "-c", str(path.relative_to(ROOT))]
-        for path in sources
-        if path.suffix in (".cu", ".cpp")
-    }
+    folder = ROOT / "csrc" / "cuda"
+    commands = {path.name: [*nvcc, "-c", str(path.relative_to(ROOT))] for path in folder.glob("*.cu")}
+    return commands | {path.name: [*plain, "-c", str(path.relative_to(ROOT))] for path in folder.glob("*.cpp")}
 
 
 def build_cuda(target: Path) -> dict:
