@@ -158,8 +158,8 @@ class Operator {
         double x, y;
         Stencil from_y, from_x;
         if (!warp_source(inverse, column, row, x, y)) continue;
-        if (!warp_stencil(y, grid_.y.size, [&](index_t i) { return grid_.y.taps[i]; }, from_y)) continue;
-        if (!warp_stencil(x, grid_.x.size, [&](index_t i) { return grid_.x.taps[i]; }, from_x)) continue;
+        if (!warp_stencil(y, grid_.y.size, [&](cell_t i) { return grid_.y.taps[i]; }, from_y)) continue;
+        if (!warp_stencil(x, grid_.x.size, [&](cell_t i) { return grid_.x.taps[i]; }, from_x)) continue;
         visit(grid_.y.taps[row], grid_.x.taps[column], from_y, from_x);
       }
     }

@@ -40,7 +40,7 @@ template <class Acc>
 __global__ void __launch_bounds__(block_threads, 4) forward_kernel(const __grid_constant__ Forward call) {
   run_step(call.steps, cam_step, [&] { cam_phase<Acc>(call.cam); });
   run_step(call.steps, finish_step, [&] { finish_phase<Acc>(call.cam); });
-  run_step(call.steps, resample_step, [&] { resample_phase<Acc>(call.resample); });
+  run_step(call.steps, resample_step, [&] { resample_phase<Acc>(call.resample, call.cam); });
   run_step(call.steps, contrast_step, [&] { contrast_phase<Acc>(call.contrast); });
   run_step(call.steps, loss_step, [&] { loss_phase<Acc>(call.contrast); });
 }

@@ -16,19 +16,18 @@ struct ContrastPhase {
   double consistency;
   Scalar loss;
   Objective objective;
-  index_t pixels;  // of the view, for the mse objective
+  int pixels;  // of the view, for the mse objective
   const double* positives;
   int splits;      // of the columns of a tile row
   void* largest;   // acc [B, splits]
   double* others;  // [B, splits]
 };
 
-CGC_HD inline index_t tiles(index_t count, int size) { return (count + size - 1) / size; }
+CGC_HD inline int tiles(index_t count, int size) { return int((count + size - 1) / size); }
 
 // A function of the call alone. Enough blocks for a large device, few enough numbers to merge.
 CGC_HD inline int contrast_splits(index_t batch) {
-  const index_t wanted = clamp(index_t(512) / tiles(batch, tile_rows), index_t(1), index_t(16));
-  return int(minimum(wanted, tiles(batch, tile_columns)));
+  return minimum(clamp(512 / tiles(batch, tile_rows), 1, 16), tiles(batch, tile_columns));
 }
 
 CGC_HD inline index_t contrast_shared_bytes(int acc_bytes) {
@@ -38,25 +37,26 @@ CGC_HD inline index_t contrast_shared_bytes(int acc_bytes) {
 // Rows of [B, N] from `first` and columns from `depth` of both sides of a tile, zero outside.
 template <class Acc>
 struct Tile {
-  __device__ Tile(const void* a, const void* b, index_t batch, int length)
+  __device__ Tile(const void* a, const void* b, int batch, int length)
       : a(static_cast<const Acc*>(a)), b(static_cast<const Acc*>(b)), batch(batch), length(length) {
     SIMT_DYN_SHARED(Acc, memory);
     rows = memory;
     columns = memory + tile_rows * tile_stride;
   }
 
-  __device__ void load_side(const Acc* values, index_t first, int count, int depth, Acc* to) const {
-    for (int i = thread(); i < count * tile_depth; i += block_threads) {
+  __device__ void load_side(const Acc* values, int first, int count, int depth, Acc* to) const {
+    each(count * tile_depth, [&](int i) {
       const int r = i / tile_depth, k = i - r * tile_depth;
       const bool inside = first + r < batch && depth + k < length;
-      to[r * tile_stride + k] = inside ? simt::gld(values + (first + r) * length + depth + k) : Acc(0);
-    }
+      to[r * tile_stride + k] = inside ? simt::gld(values + index_t(first + r) * length + depth + k) : Acc(0);
+    });
   }
 
   // Similarities of the warp's two rows with the lane's column. The last slice of the depth, `slice`, stays loaded.
-  __device__ void similarities(index_t first_row, index_t first_column, int slice, Acc (&sums)[2]) const {
+  __device__ void similarities(int first_row, int first_column, int slice, Acc (&sums)[2]) const {
     const int slices = int(tiles(length, tile_depth));
     sums[0] = sums[1] = 0;
+#pragma unroll 1
     for (int i = 1; i <= slices; ++i) {
       const int depth = (slice + i) % slices * tile_depth, count = minimum(tile_depth, length - depth);
       __syncthreads();
@@ -65,7 +65,7 @@ struct Tile {
       __syncthreads();
       const Acc *upper = rows + 2 * warp() * tile_stride, *lower = upper + tile_stride;
       const Acc* column = columns + lane() * tile_stride;
-#pragma unroll 4
+#pragma unroll(sizeof(Acc) == 8 ? 2 : 4)
       for (int k = 0; k < count; ++k) {
         sums[0] += upper[k] * column[k];
         sums[1] += lower[k] * column[k];
@@ -74,7 +74,7 @@ struct Tile {
   }
 
   const Acc *a, *b;
-  index_t batch;
+  int batch;
   int length;
   Acc *rows, *columns;
 };
@@ -94,45 +94,54 @@ template <class Acc>
 __device__ __forceinline__ void contrast_phase(const ContrastPhase& phase) {
   const Contrast& call = phase.call;
   const Acc inverse = Acc(1 / call.temperature);
-  const index_t column_tiles = tiles(call.batch, tile_columns), items = tiles(call.batch, tile_rows) * phase.splits;
-  const index_t share = (column_tiles + phase.splits - 1) / phase.splits;
-  const Tile<Acc> tile(call.rows, call.keys, call.batch, int(call.length));
-  for (index_t item = blockIdx.x; item < items; item += gridDim.x) {
+  const int column_tiles = tiles(int(call.batch), tile_columns),
+            items = tiles(int(call.batch), tile_rows) * phase.splits;
+  const int share = (column_tiles + phase.splits - 1) / phase.splits;
+  const Tile<Acc> tile(call.rows, call.keys, int(call.batch), int(call.length));
+#pragma unroll 1
+  for (int item = int(blockIdx.x); item < items; item += int(gridDim.x)) {
     const int split = int(item % phase.splits);
-    const index_t first = item / phase.splits * tile_rows, row = first + 2 * warp();
+    const int first = item / phase.splits * tile_rows, row = first + 2 * warp();
     Acc largest[2] = {0, 0}, positive[2];
     double others[2] = {0, 0};
-    for (int r = 0; r < 2; ++r) positive[r] = row + r < call.batch ? Acc(simt::gld(call.positives + row + r)) : Acc(0);
-    for (index_t t = split * share; t < minimum(column_tiles, (split + 1) * share); ++t) {
-      const index_t column = t * tile_columns + lane();
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      positive[r] = row + r < int(call.batch) ? Acc(simt::gld(call.positives + row + r)) : Acc(0);
+#pragma unroll 1
+    for (int t = split * share; t < minimum(column_tiles, (split + 1) * share); ++t) {
+      const int column = t * tile_columns + lane();
       Acc logits[2];
       tile.similarities(first, t * tile_columns, 0, logits);
+#pragma unroll
       for (int r = 0; r < 2; ++r) {
         const Acc logit = (logits[r] - positive[r]) * inverse;
-        const bool counts = column < call.batch && column != row + r;
+        const bool counts = column < int(call.batch) && column != row + r;
         const Acc highest = warp_max(counts && logit > largest[r] ? logit : largest[r]);  // NaN is no maximum
         const Acc sum = warp_sum(counts ? std::exp(logit - highest) : Acc(0));
         others[r] = others[r] * double(std::exp(largest[r] - highest)) + double(sum);
         largest[r] = highest;
       }
     }
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (lane() != 0 || row + r >= call.batch) continue;
-      simt::gst(static_cast<Acc*>(phase.largest) + (row + r) * phase.splits + split, largest[r]);
-      simt::gst(phase.others + (row + r) * phase.splits + split, others[r]);
+      if (lane() != 0 || row + r >= int(call.batch)) continue;
+      simt::gst(static_cast<Acc*>(phase.largest) + index_t(row + r) * phase.splits + split, largest[r]);
+      simt::gst(phase.others + index_t(row + r) * phase.splits + split, others[r]);
     }
   }
 }
 
 template <class Acc>
-__device__ __forceinline__ double merge_row(const ContrastPhase& phase, index_t row) {
-  const Acc* largest = static_cast<const Acc*>(phase.largest) + row * phase.splits;
+__device__ __forceinline__ double merge_row(const ContrastPhase& phase, int row) {
+  const Acc* largest = static_cast<const Acc*>(phase.largest) + index_t(row) * phase.splits;
   Acc highest = 0;
+#pragma unroll 1
   for (int split = 0; split < phase.splits; ++split) highest = maximum(highest, simt::gld(largest + split));
   double others = 0;
+#pragma unroll 1
   for (int split = 0; split < phase.splits; ++split) {
-    others +=
-        simt::gld(phase.others + row * phase.splits + split) * double(std::exp(simt::gld(largest + split) - highest));
+    others += simt::gld(phase.others + index_t(row) * phase.splits + split) *
+              double(std::exp(simt::gld(largest + split) - highest));
   }
   return row_loss(double(highest), others);
 }
@@ -142,10 +151,11 @@ template <class Acc>
 __device__ __forceinline__ void loss_phase(const ContrastPhase& phase) {
   if (blockIdx.x != 0) return;
   SIMT_DYN_SHARED(double, scratch);
-  const index_t batch = phase.call.batch;
+  const int batch = int(phase.call.batch);
   const bool mse = phase.objective == Objective::mse;
   double total = 0, distance = 0;
-  for (index_t row = thread(); row < batch; row += block_threads) {
+#pragma unroll 1
+  for (int row = thread(); row < batch; row += block_threads) {
     const double loss = mse ? 0 : merge_row<Acc>(phase, row);
     const double positive = simt::gld(phase.positives + row);
     simt::gst(phase.call.row_losses + row, loss);
@@ -164,23 +174,26 @@ __device__ __forceinline__ void loss_phase(const ContrastPhase& phase) {
 template <class Acc>
 __device__ __forceinline__ void contrast_backward_phase(const ContrastBackward& call) {
   const Contrast& forward = call.forward;
-  const index_t batch = forward.batch, row_tiles = tiles(batch, tile_rows);
+  const int batch = int(forward.batch), row_tiles = tiles(batch, tile_rows);
   const int length = int(forward.length), slices = int(tiles(length, tile_depth));
   const Acc inverse = Acc(1 / forward.temperature);
   const Acc scale = Acc(value_of(call.grad_loss) / (forward.temperature * double(batch)));
-  for (index_t item = blockIdx.x; item < 2 * row_tiles * slices; item += gridDim.x) {
+#pragma unroll 1
+  for (int item = int(blockIdx.x); item < 2 * row_tiles * slices; item += int(gridDim.x)) {
     const bool keys = item >= row_tiles * slices;  // the gradient of the keys, whose positives are the columns'
     const int slice = int(item % slices);
-    const index_t first = item / slices % row_tiles * tile_rows, row = first + 2 * warp();
+    const int first = item / slices % row_tiles * tile_rows, row = first + 2 * warp();
     const Tile<Acc> tile(keys ? forward.keys : forward.rows, keys ? forward.rows : forward.keys, batch, length);
     Acc grads[2][2] = {};
     double others[2] = {0, 0};
-    for (index_t start = 0; start < batch; start += tile_columns) {
-      const index_t column = start + lane();
+#pragma unroll 1
+    for (int start = 0; start < batch; start += tile_columns) {
+      const int column = start + lane();
       Acc weights[2];
       tile.similarities(first, start, slice, weights);
+#pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const index_t owner = keys ? column : row + r;  // whose softmax it is
+        const int owner = keys ? column : row + r;  // whose softmax it is
         if (column < batch && row + r < batch && column != row + r) {
           const Acc positive = Acc(simt::gld(forward.positives + owner)),
                     loss = Acc(simt::gld(forward.row_losses + owner));
@@ -190,8 +203,10 @@ __device__ __forceinline__ void contrast_backward_phase(const ContrastBackward& 
         }
         others[r] += double(warp_sum(weights[r]));
       }
+#pragma unroll 2
       for (int j = 0; j < tile_columns; ++j) {
         const Acc *values = tile.columns + j * tile_stride + lane(), *rest = values + warp_threads;
+#pragma unroll
         for (int r = 0; r < 2; ++r) {
           const Acc weight = __shfl_sync(all_lanes, weights[r], j);
           grads[r][0] += weight * *values;
@@ -199,9 +214,10 @@ __device__ __forceinline__ void contrast_backward_phase(const ContrastBackward& 
         }
       }
     }
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (row + r >= batch) continue;
-      Acc* grad = static_cast<Acc*>(keys ? call.grad_keys : call.grad_rows) + (row + r) * length;
+      Acc* grad = static_cast<Acc*>(keys ? call.grad_keys : call.grad_rows) + index_t(row + r) * length;
       for (int half = 0; half < 2; ++half) {
         const int k = slice * tile_depth + half * warp_threads + lane();
         if (k < length) simt::gst(grad + k, grads[r][half]);

@@ -27,6 +27,13 @@ __device__ __forceinline__ int thread() { return int(threadIdx.x); }
 __device__ __forceinline__ int lane() { return thread() % warp_threads; }
 __device__ __forceinline__ int warp() { return thread() / warp_threads; }
 
+// visit(i) for every i in [0, count), one a thread; not unrolled, since these loops are short and registers are few.
+template <class F>
+__device__ __forceinline__ void each(int count, F&& visit) {
+#pragma unroll 1
+  for (int i = thread(); i < count; i += block_threads) visit(i);
+}
+
 // ---- Storage types: computed with in float or double.
 
 __device__ __forceinline__ float load(float x) { return x; }

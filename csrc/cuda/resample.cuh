@@ -3,16 +3,26 @@
 // over the pixels of each axis, a chunk of pixels at a time; a warp is one sweep over the pixels of the view.
 #pragma once
 
-#include "platform.cuh"
+#include "cam.cuh"
 
 #include "../common/taps.h"
 
 namespace cgc::CGC_ISA {
 
-// One image axis and its matrices in shared memory, each [cells, cells].
+// Part of the shared memory: an offset, which takes half the registers of a pointer.
+struct Span {
+  __device__ __forceinline__ double& operator[](int i) const {
+    SIMT_DYN_SHARED(double, memory);
+    return memory[begin + i];
+  }
+  __device__ __forceinline__ Span operator+(int offset) const { return {begin + offset}; }
+  int begin;
+};
+
+// One image axis and its matrices, each [cells, cells].
 struct Axis {
   int size, cells;
-  double *p, *q, *k, *sums;  // U^T R U, (R U)^T (R U), U^T U, U^T 1
+  Span p, q, k, sums;  // U^T R U, (R U)^T (R U), U^T U, U^T 1
 };
 
 struct ResamplePhase {
@@ -27,10 +37,18 @@ struct ResampleBackwardPhase {
   Scalar grad_loss;  // of the fused loss; null where grad_positives is all there is
 };
 
+// Numbers of one sample in shared memory, behind those of block_sum: the sums s of both views, then what `factors`
+// names.
+constexpr int sample_numbers = 16;
+enum Number { sum_original, sum_augmented, cross, seen_square, aug_square, aug_inner, seen_inner };
+enum Factor { seen_scale, aug_scale, seen_share, aug_share, seen_radial, aug_radial, factors = 8 };
+
 // Maps of one sample in shared memory, [P]; the last three hold a number for every thread of the block.
 struct ResampleShared {
+  __device__ __forceinline__ double& number(int i) const { return scratch[block_warps + i]; }
   Axis y, x;
-  double *original, *augmented, *image, *work, *out, *table, *scratch;
+  Span original, augmented, image, work, out, table;
+  double* scratch;  // numbers of warps, then of the sample
   int table_size;
 };
 
@@ -40,7 +58,8 @@ CGC_HD inline int slots(int positions) { return maximum(positions, block_threads
 // Doubles of shared memory without the table.
 CGC_HD inline int resample_doubles(int height, int width) {
   const int positions = height * width;
-  return axis_doubles(height) + axis_doubles(width) + 2 * positions + 3 * slots(positions) + block_warps;
+  return axis_doubles(height) + axis_doubles(width) + 2 * positions + 3 * slots(positions) + block_warps +
+         sample_numbers;
 }
 
 // Doubles of the table that one pixel takes: rows of U and R U of a crop, or two values along each axis of a warp.
@@ -49,43 +68,33 @@ CGC_HD inline int pixel_doubles(int height, int width) { return 2 * (height + wi
 __device__ __forceinline__ ResampleShared resample_shared(const Resample& call, int table) {
   SIMT_DYN_SHARED(double, memory);
   const int height = int(call.height), width = int(call.width), positions = height * width;
-  const auto take = [&](int count) {
-    double* const begin = memory;
-    memory += count;
-    return begin;
-  };
-  const auto axis = [&](int size, int cells) {
+  const auto axis = [&](int size, int cells, int begin) {
+    const Span p{begin};
     const int square = cells * cells;
-    return Axis{size, cells, take(square), take(square), take(square), take(cells)};
+    return Axis{size, cells, p, p + square, p + 2 * square, p + 3 * square};
   };
-  ResampleShared shared;
-  shared.y = axis(int(call.size_h), height);
-  shared.x = axis(int(call.size_w), width);
-  shared.original = take(positions);
-  shared.augmented = take(positions);
-  shared.image = take(slots(positions));
-  shared.work = take(slots(positions));
-  shared.out = take(slots(positions));
-  shared.scratch = take(block_warps);
-  shared.table = take(table);
-  shared.table_size = table;
-  return shared;
+  const Span original{block_warps + sample_numbers}, augmented = original + positions, image = augmented + positions;
+  const Span work = image + slots(positions), out = work + slots(positions), end = out + slots(positions);
+  const Axis y = axis(int(call.size_h), height, end.begin);
+  const Axis x = axis(int(call.size_w), width, end.begin + axis_doubles(height));
+  return {y, x, original, augmented, image, work, out, x.p + axis_doubles(width), memory, table};
 }
 
 // ---- Matrices of a crop
 
-// to[i][j] += sum over pixels of left[pixel][i] * right[pixel][j]; right null for a column of ones. Four lanes share an
-// entry.
-__device__ __forceinline__ void add_products(const double* left, const double* right, int pixels, int cells,
-                                             double* to) {
+// to[i][j] += sum over pixels of left[pixel][i] * right[pixel][j], with `ones` in the place of right where it is a
+// column of them. Four lanes share an entry.
+__device__ __forceinline__ void add_products(Span left, Span right, bool ones, int pixels, int cells, Span to) {
   constexpr int lanes = 4;
-  const int columns = right == nullptr ? 1 : cells, entries = cells * columns;
+  const int columns = ones ? 1 : cells, entries = cells * columns;
+#pragma unroll 1
   for (int start = 0; start < entries; start += block_threads / lanes) {
     const int entry = start + thread() / lanes, i = entry / columns, j = entry - i * columns;
     double sum = 0;
     if (entry < entries) {
+#pragma unroll 2
       for (int pixel = thread() % lanes; pixel < pixels; pixel += lanes) {
-        sum += left[pixel * cells + i] * (right == nullptr ? 1.0 : right[pixel * cells + j]);
+        sum += left[pixel * cells + i] * (ones ? 1.0 : right[pixel * cells + j]);
       }
     }
     sum = warp_sum(sum, lanes);
@@ -93,7 +102,7 @@ __device__ __forceinline__ void add_products(const double* left, const double* r
   }
 }
 
-__device__ __forceinline__ void add_stencil(const Stencil& stencil, double factor, double* row) {
+__device__ __forceinline__ void add_stencil(const Stencil& stencil, double factor, Span row) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (i < stencil.count) row[stencil.cell[i]] += factor * stencil.share[i];
@@ -102,45 +111,45 @@ __device__ __forceinline__ void add_stencil(const Stencil& stencil, double facto
 
 // The pixels' rows of U and of R U, a pixel a thread.
 __device__ __forceinline__ void tabulate(const Axis& axis, bool crops, index_t start, index_t length, bool flip,
-                                         int first, int pixels, double* up, double* seen) {
+                                         int first, int pixels, Span up, Span seen) {
   const double ratio = double(length) / double(axis.size);
-  for (int pixel = thread(); pixel < pixels; pixel += block_threads) {
-    double *row = up + pixel * axis.cells, *seen_row = seen + pixel * axis.cells;
+  each(pixels, [&](int pixel) {
+    const Span row = up + pixel * axis.cells, seen_row = seen + pixel * axis.cells;
+#pragma unroll 1
     for (int i = 0; i < axis.cells; ++i) row[i] = seen_row[i] = 0;
     const Tap tap = upsample_tap(first + pixel, axis.size, axis.cells);
     row[tap.low] += 1 - tap.share;
     row[tap.high] += tap.share;
-    if (!crops) continue;
+    if (!crops) return;
     const Tap source = crop_tap(first + pixel, axis.size, start, length, flip, ratio);
     const Tap low = upsample_tap(source.low, axis.size, axis.cells);
     const Tap high = upsample_tap(source.high, axis.size, axis.cells);
     add_stencil(blend(low, 1 - source.share, high, source.share), 1, seen_row);
-  }
+  });
 }
 
 // The matrices of one sample, those of its crop only where `crops`; loops rather than calls, which keeps the code
 // small.
-__device__ __forceinline__ void prepare(const Resample& call, const ResampleShared& shared, index_t sample,
-                                        bool crops) {
-  const index_t* crop = call.crops + (crops ? sample * 5 : 0);
+__device__ __forceinline__ void prepare(const Resample& call, const ResampleShared& shared, int sample, bool crops) {
+  const index_t* crop = call.crops + (crops ? index_t(sample) * 5 : 0);
+#pragma unroll 1
   for (int side = 0; side < 2; ++side) {
     const Axis axis = side == 0 ? shared.y : shared.x;
     const index_t start = crops ? crop[side] : 0, length = crops ? crop[2 + side] : 1;
     const bool flip = crops && side == 1 && crop[4] != 0;
     const int most = shared.table_size / (2 * axis.cells);
-    double *up = shared.table, *seen = up + most * axis.cells;
-    for (int i = thread(); i < axis_doubles(axis.cells); i += block_threads) axis.p[i] = 0;  // they lie side by side
+    const Span up = shared.table, seen = up + most * axis.cells;
+    each(axis_doubles(axis.cells), [&](int i) { axis.p[i] = 0; });  // they lie side by side
+#pragma unroll 1
     for (int first = 0; first < axis.size; first += most) {
       const int pixels = minimum(most, axis.size - first);
       __syncthreads();
       tabulate(axis, crops, start, length, flip, first, pixels, up, seen);
       __syncthreads();
+#pragma unroll 1
       for (int matrix = crops ? 0 : 2; matrix < 4; ++matrix) {  // P, Q, K, sums
-        add_products(matrix == 1 ? seen : up,
-                     matrix < 2    ? seen
-                     : matrix == 2 ? up
-                                   : nullptr,
-                     pixels, axis.cells, axis.p + matrix * axis.cells * axis.cells);
+        add_products(matrix == 1 ? seen : up, matrix < 2 ? seen : up, matrix == 3, pixels, axis.cells,
+                     axis.p + matrix * axis.cells * axis.cells);
       }
     }
     __syncthreads();
@@ -148,24 +157,26 @@ __device__ __forceinline__ void prepare(const Resample& call, const ResampleShar
 }
 
 // out = left m right^T, or left^T m right; m may be out. Ends with a barrier.
-__device__ __forceinline__ void sandwich(const ResampleShared& shared, const double* left, const double* right,
-                                         bool transposed, const double* m, double* out) {
+__device__ __forceinline__ void sandwich(const ResampleShared& shared, Span left, Span right, bool transposed, Span m,
+                                         Span out) {
   const int height = shared.y.cells, width = shared.x.cells, count = height * width;
   const int left_row = transposed ? 1 : height, left_step = transposed ? height : 1;
   const int right_row = transposed ? 1 : width, right_step = transposed ? width : 1;
-  for (int p = thread(); p < count; p += block_threads) {
+  each(count, [&](int p) {
     const int i = p / width, j = p - i * width;
     double sum = 0;
+#pragma unroll 2
     for (int k = 0; k < height; ++k) sum += left[i * left_row + k * left_step] * m[k * width + j];
     shared.work[p] = sum;
-  }
+  });
   __syncthreads();
-  for (int p = thread(); p < count; p += block_threads) {
+  each(count, [&](int p) {
     const int i = p / width, j = p - i * width;
     double sum = 0;
+#pragma unroll 2
     for (int k = 0; k < width; ++k) sum += shared.work[i * width + k] * right[j * right_row + k * right_step];
     out[p] = sum;
-  }
+  });
   __syncthreads();
 }
 
@@ -173,71 +184,83 @@ __device__ __forceinline__ void sandwich(const ResampleShared& shared, const dou
 
 // One row of pixels in the table: along y the sampled values times their shares, along x the shares.
 struct WarpTable {
-  double *seen_y, *adjoint_y, *from_x, *up_x;  // [pixels, cells]
+  Span seen_y, adjoint_y, from_x, up_x;  // [pixels, cells]
 };
+
+// The upsampled map of the augmented view.
+__device__ __forceinline__ double upsampled(const ResampleShared& shared, int row, const Tap& x) {
+  const Tap y = upsample_tap(row, shared.y.size, shared.y.cells);
+  const Span low = shared.augmented + y.low * shared.x.cells, high = shared.augmented + y.high * shared.x.cells;
+  return (1 - y.share) * ((1 - x.share) * low[x.low] + x.share * low[x.high]) +
+         y.share * ((1 - x.share) * high[x.low] + x.share * high[x.high]);
+}
 
 // What one augmented pixel takes from the original's map, and the upsampled map of the augmented view there.
 __device__ __forceinline__ void sample_pixel(const ResampleShared& shared, const double* inverse, int row, int column,
-                                             int slot, const double* original, const double* augmented,
-                                             const WarpTable& table) {
+                                             int slot, bool whole, const WarpTable& table) {
   const Axis &y = shared.y, &x = shared.x;
-  double *seen_y = table.seen_y + slot * y.cells, *adjoint_y = table.adjoint_y + slot * y.cells;
-  double *from_x = table.from_x + slot * x.cells, *up_x = table.up_x + slot * x.cells;
+  const Span seen_y = table.seen_y + slot * y.cells, adjoint_y = table.adjoint_y + slot * y.cells;
+  const Span from_x = table.from_x + slot * x.cells, up_x = table.up_x + slot * x.cells;
+#pragma unroll 1
   for (int i = 0; i < y.cells; ++i) seen_y[i] = adjoint_y[i] = 0;
+#pragma unroll 1
   for (int i = 0; i < x.cells; ++i) from_x[i] = up_x[i] = 0;
   double at_x, at_y;
-  Stencil from_rows, from_columns;
-  const auto up_rows = [&](index_t pixel) { return upsample_tap(pixel, y.size, y.cells); };
-  const auto up_columns = [&](index_t pixel) { return upsample_tap(pixel, x.size, x.cells); };
   if (!warp_source(inverse, column, row, at_x, at_y)) return;
-  if (!warp_stencil(at_y, y.size, up_rows, from_rows)) return;
-  if (!warp_stencil(at_x, x.size, up_columns, from_columns)) return;
-  const Tap tap_y = up_rows(row), tap_x = up_columns(column);
-  const double *low = augmented + tap_y.low * x.cells, *high = augmented + tap_y.high * x.cells;
-  const double value = (1 - tap_y.share) * ((1 - tap_x.share) * low[tap_x.low] + tap_x.share * low[tap_x.high]) +
-                       tap_y.share * ((1 - tap_x.share) * high[tap_x.low] + tap_x.share * high[tap_x.high]);
-  add_stencil(from_rows, value, adjoint_y);
-  add_stencil(from_columns, 1, from_x);
-  if (original == nullptr) return;
+  int left, right;  // columns that the pixel takes from
+  {
+    Stencil stencil;
+    const auto up = [&](cell_t pixel) { return upsample_tap(pixel, x.size, x.cells); };
+    if (!warp_stencil(at_x, x.size, up, stencil)) return;
+    add_stencil(stencil, 1, from_x);
+    left = stencil.cell[0];
+    right = stencil.count == 2 ? stencil.cell[1] : stencil.count == 3 ? stencil.cell[2] : stencil.cell[3];
+  }
+  Stencil stencil;
+  const auto up = [&](cell_t pixel) { return upsample_tap(pixel, y.size, y.cells); };
+  if (!warp_stencil(at_y, y.size, up, stencil)) return;
+  const Tap tap_x = upsample_tap(column, x.size, x.cells);
+  add_stencil(stencil, upsampled(shared, row, tap_x), adjoint_y);
+  if (!whole) return;
   double seen = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (i >= from_rows.count) continue;
-    const double* cells = original + from_rows.cell[i] * x.cells;
+    if (i >= stencil.count) continue;
+    const Span cells = shared.original + stencil.cell[i] * x.cells;
     double along = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (j < from_columns.count) along += from_columns.share[j] * cells[from_columns.cell[j]];
-    }
-    seen += from_rows.share[i] * along;
+#pragma unroll 1
+    for (int j = left; j <= right; ++j) along += from_x[j] * cells[j];
+    seen += stencil.share[i] * along;
   }
-  add_stencil(from_rows, seen, seen_y);
+  add_stencil(stencil, seen, seen_y);
   up_x[tap_x.low] += seen * (1 - tap_x.share);
   up_x[tap_x.high] += seen * tap_x.share;
 }
 
-// image = U^T T(U o U^T) U, work = (T U)^T (T U) o, both skipped where o is null, and out = (T U)^T U a U^T. Cells have
+// image = U^T T(U o U^T) U, work = (T U)^T (T U) o, both only if `whole`, and out = (T U)^T U a U^T. Cells have
 // owners, so nothing is added out of order; where cells are fewer than threads, several share one and are summed last.
-__device__ __forceinline__ void sweep(const Resample& call, const ResampleShared& shared, index_t sample,
-                                      const double* original, const double* augmented) {
+__device__ __forceinline__ void sweep(const Resample& call, const ResampleShared& shared, int sample, bool whole) {
   const Axis &y = shared.y, &x = shared.x;
   const int cells = y.cells * x.cells, sharers = maximum(1, block_threads / cells);
   const int pixels = shared.table_size / pixel_doubles(y.cells, x.cells);
   const WarpTable table{shared.table, shared.table + pixels * y.cells, shared.table + 2 * pixels * y.cells,
                         shared.table + pixels * (2 * y.cells + x.cells)};
-  for (int i = thread(); i < sharers * cells; i += block_threads) shared.image[i] = shared.work[i] = shared.out[i] = 0;
+  each(sharers * cells, [&](int i) { shared.image[i] = shared.work[i] = shared.out[i] = 0; });
+#pragma unroll 1
   for (int row = 0; row < y.size; ++row) {
     const Tap tap = upsample_tap(row, y.size, y.cells);
+#pragma unroll 1
     for (int first = 0; first < x.size; first += pixels) {
       const int count = minimum(pixels, x.size - first);
       __syncthreads();
-      for (int slot = thread(); slot < count; slot += block_threads) {
-        sample_pixel(shared, call.inverses + sample * 9, row, first + slot, slot, original, augmented, table);
-      }
+      each(count, [&](int slot) {
+        sample_pixel(shared, call.inverses + index_t(sample) * 9, row, first + slot, slot, whole, table);
+      });
       __syncthreads();
-      for (int own = thread(); own < sharers * cells; own += block_threads) {
+      each(sharers * cells, [&](int own) {
         const int sharer = own / cells, cell = own - sharer * cells, i = cell / x.cells, j = cell - i * x.cells;
         double seen = 0, gram = 0, adjoint = 0;
+#pragma unroll 1
         for (int slot = sharer; slot < count; slot += sharers) {
           const double share = table.from_x[slot * x.cells + j];
           adjoint += share * table.adjoint_y[slot * y.cells + i];
@@ -248,102 +271,132 @@ __device__ __forceinline__ void sweep(const Resample& call, const ResampleShared
         shared.image[own] += up * seen;
         shared.work[own] += gram;
         shared.out[own] += adjoint;
-      }
+      });
     }
   }
   __syncthreads();
-  for (int cell = thread(); cell < cells; cell += block_threads) {
+  each(cells, [&](int cell) {
+#pragma unroll 1
     for (int sharer = 1; sharer < sharers; ++sharer) {
       shared.image[cell] += shared.image[sharer * cells + cell];
       shared.work[cell] += shared.work[sharer * cells + cell];
       shared.out[cell] += shared.out[sharer * cells + cell];
     }
-  }
+  });
+  __syncthreads();
+}
+
+// out = (T U)^T U out U^T; nothing else changes.
+__device__ __forceinline__ void adjoint_sweep(const Resample& call, const ResampleShared& shared, int sample) {
+  const int count = shared.y.cells * shared.x.cells;
+  // Neither map of the views is needed any more.
+  each(count, [&](int p) {
+    shared.original[p] = shared.image[p];
+    shared.augmented[p] = shared.out[p];
+  });
+  __syncthreads();
+  sweep(call, shared, sample, false);
+  each(count, [&](int p) { shared.image[p] = shared.original[p]; });
   __syncthreads();
 }
 
 // ---- Both ways
 
-// m = M / (s + eps) + eps; returns s, the sum of the upsampled map.
-template <class Acc>
-__device__ __forceinline__ double normalise(const ResampleShared& shared, const Acc* heatmap, double eps, double* m) {
-  const int width = shared.x.cells, count = shared.y.cells * width;
+// number(i) = sum over positions of term(position), for all threads after the next barrier.
+template <class F>
+__device__ __forceinline__ void sum_positions(const ResampleShared& shared, int i, F&& term) {
   double sum = 0;
-  for (int p = thread(); p < count; p += block_threads) {
-    sum += shared.y.sums[p / width] * shared.x.sums[p % width] * double(simt::gld(heatmap + p));
-  }
+  each(shared.y.cells * shared.x.cells, [&](int p) { sum += term(p); });
   sum = block_sum(sum, shared.scratch);
-  for (int p = thread(); p < count; p += block_threads) m[p] = normalised(double(simt::gld(heatmap + p)), sum, eps);
-  __syncthreads();
-  return sum;
+  if (thread() == 0) shared.number(i) = sum;
 }
 
-// The three maps that the backward needs, and what the norm of the seen map and the positive are made of.
-struct Products {
-  double square, cross;
-};
-
-__device__ __forceinline__ Products store_state(const Resample& call, const ResampleShared& shared, index_t sample) {
-  const int count = shared.y.cells * shared.x.cells;
-  double *seen = call.state + sample * 3 * count, *gram = seen + count, *adjoint = gram + count;
-  const bool keeps_seen = call.objective == Objective::paper;
-  double square = 0, cross = 0;
-  if (call.inverses != nullptr) sweep(call, shared, sample, shared.original, shared.augmented);
-  if (call.crops != nullptr) sandwich(shared, shared.y.p, shared.x.p, false, shared.original, shared.image);
-  for (int p = thread(); p < count; p += block_threads) {
-    simt::gst(seen + p, shared.image[p]);
-    cross += shared.augmented[p] * shared.image[p];
-  }
-  if (call.inverses != nullptr) {
-    for (int p = thread(); p < count; p += block_threads) {
-      simt::gst(gram + p, shared.work[p]);
-      simt::gst(adjoint + p, shared.out[p]);
-      square += shared.original[p] * shared.work[p];
-    }
-  } else {
-    sandwich(shared, shared.y.q, shared.x.q, false, shared.original, shared.out);
-    for (int p = thread(); p < count; p += block_threads) {
-      simt::gst(gram + p, shared.out[p]);
-      square += shared.original[p] * shared.out[p];
-    }
-    sandwich(shared, shared.y.p, shared.x.p, true, shared.augmented, shared.out);
-    for (int p = thread(); p < count; p += block_threads) simt::gst(adjoint + p, shared.out[p]);
+// m = M / (s + eps) + eps of both views, where s is the sum of the upsampled map.
+template <class Acc>
+__device__ __forceinline__ void normalise(const Resample& call, const ResampleShared& shared, int sample) {
+  const int width = shared.x.cells, count = shared.y.cells * width;
+#pragma unroll 1
+  for (int view = 0; view < 2; ++view) {
+    const Acc* heatmap =
+        static_cast<const Acc*>(view == 0 ? call.heatmaps : call.aug_heatmaps) + index_t(sample) * count;
+    const Span m = view == 0 ? shared.original : shared.augmented;
+    sum_positions(shared, sum_original + view, [&](int p) {
+      return shared.y.sums[p / width] * shared.x.sums[p % width] * double(simt::gld(heatmap + p));
+    });
+    __syncthreads();
+    const double sum = shared.number(sum_original + view);
+    each(count, [&](int p) { m[p] = normalised(double(simt::gld(heatmap + p)), sum, call.eps); });
   }
   __syncthreads();
-  if (!keeps_seen) sandwich(shared, shared.y.k, shared.x.k, false, shared.augmented, shared.image);
-  return {block_sum(square, shared.scratch), block_sum(cross, shared.scratch)};
+}
+
+// Writes the three maps that the backward needs and leaves in shared.image the one that a row or key is made of: T o of
+// the paper's objective, otherwise K a K. One loop over the four maps, which keeps the code small.
+__device__ __forceinline__ void map_products(const Resample& call, const ResampleShared& shared, int sample) {
+  const int count = shared.y.cells * shared.x.cells;
+  const bool crops = call.crops != nullptr;
+  const int kept = call.objective == Objective::paper ? 0 : 3;
+  if (!crops) sweep(call, shared, sample, true);
+#pragma unroll 1
+  for (int map = 0; map < 4; ++map) {  // P o P^T, Q o Q, P^T a P, K a K
+    const int matrix = map == 3 ? 2 : map & 1;
+    Span result = shared.out;
+    if (crops || map == 3) {
+      sandwich(shared, shared.y.p + matrix * shared.y.cells * shared.y.cells,
+               shared.x.p + matrix * shared.x.cells * shared.x.cells, map == 2,
+               map < 2 ? shared.original : shared.augmented, shared.out);
+    } else if (map < 2) {
+      result = map == 0 ? shared.image : shared.work;
+    }
+    const Span other = map == 1 ? shared.original : shared.augmented;
+    sum_positions(shared,
+                  map == 0   ? cross
+                  : map == 1 ? seen_square
+                  : map == 2 ? aug_inner
+                             : aug_square,
+                  [&](int p) {
+                    const double value = result[p];
+                    if (map < 3) simt::gst(call.state + (index_t(sample) * 3 + map) * count + p, value);
+                    if (map == kept) shared.image[p] = value;
+                    return other[p] * value;
+                  });
+  }
+  __syncthreads();
 }
 
 template <class Acc>
-__device__ __forceinline__ void resample_sample(const ResamplePhase& phase, const ResampleShared& shared,
-                                                index_t sample) {
+__device__ __forceinline__ void resample_sample(const ResamplePhase& phase, const ResampleShared& shared, int sample) {
   const Resample& call = phase.call;
   const int count = shared.y.cells * shared.x.cells;
   prepare(call, shared, sample, call.crops != nullptr);
-  normalise(shared, static_cast<const Acc*>(call.heatmaps) + sample * count, call.eps, shared.original);
-  normalise(shared, static_cast<const Acc*>(call.aug_heatmaps) + sample * count, call.eps, shared.augmented);
-  const Products products = store_state(call, shared, sample);
-  const bool paper = call.objective == Objective::paper;
-  if (paper) sandwich(shared, shared.y.k, shared.x.k, false, shared.augmented, shared.out);
-  const double* image = paper ? shared.out : shared.image;
-  double square = 0;
-  for (int p = thread(); p < count; p += block_threads) square += shared.augmented[p] * image[p];
-  const double aug_scale = inverse_root(block_sum(square, shared.scratch)), seen_scale = inverse_root(products.square);
-  if (thread() == 0) simt::gst(call.positives + sample, products.cross * aug_scale * seen_scale);
+  const index_t first = index_t(sample) * count;
+  normalise<Acc>(call, shared, sample);
+  map_products(call, shared, sample);
+  const double aug_scale = inverse_root(shared.number(aug_square));
+  const double seen_scale = inverse_root(shared.number(seen_square));
+  if (thread() == 0) simt::gst(call.positives + sample, shared.number(cross) * aug_scale * seen_scale);
   if (call.objective != Objective::mse) {
-    Acc *row = static_cast<Acc*>(call.rows) + sample * count, *key = static_cast<Acc*>(call.keys) + sample * count;
-    for (int p = thread(); p < count; p += block_threads) {
-      simt::gst(row + p, Acc(paper ? shared.image[p] * seen_scale : shared.augmented[p] * aug_scale));
-      simt::gst(key + p, Acc((paper ? shared.augmented[p] : shared.image[p]) * aug_scale));
-    }
+    const bool paper = call.objective == Objective::paper;
+    each(count, [&](int p) {
+      const double augmented = shared.augmented[p] * aug_scale;
+      const double image = shared.image[p] * (paper ? seen_scale : aug_scale);
+      simt::gst(static_cast<Acc*>(call.rows) + first + p, Acc(paper ? image : augmented));
+      simt::gst(static_cast<Acc*>(call.keys) + first + p, Acc(paper ? augmented : image));
+    });
   }
   __syncthreads();
 }
 
+// Heatmaps that still lie in sums of their splits are finished first.
 template <class Acc>
-__device__ __forceinline__ void resample_phase(const ResamplePhase& phase) {
+__device__ __forceinline__ void resample_phase(const ResamplePhase& phase, const CamPhase& cam) {
   const ResampleShared shared = resample_shared(phase.call, phase.table);
-  for (index_t sample = blockIdx.x; sample < phase.call.batch; sample += gridDim.x) {
+#pragma unroll 1
+  for (int sample = int(blockIdx.x); sample < int(phase.call.batch); sample += int(gridDim.x)) {
+    if (cam.plan.splits > 1) {
+#pragma unroll 1
+      for (int view = 0; view < 2; ++view) finish_heatmap<Acc>(cam, view, sample);
+    }
     resample_sample<Acc>(phase, shared, sample);
   }
 }
@@ -351,7 +404,7 @@ __device__ __forceinline__ void resample_phase(const ResamplePhase& phase) {
 // ---- Backward
 
 // Gradient of one positive: what the contrast or the mse objective sends, and the consistency term.
-__device__ __forceinline__ double positive_gradient(const ResampleBackwardPhase& phase, index_t sample) {
+__device__ __forceinline__ double positive_gradient(const ResampleBackwardPhase& phase, int sample) {
   const ResampleBackward& call = phase.call;
   if (phase.grad_loss.data == nullptr) return simt::gld(call.grad_positives + sample);
   const double grad_loss = value_of(phase.grad_loss);
@@ -362,74 +415,95 @@ __device__ __forceinline__ double positive_gradient(const ResampleBackwardPhase&
   return grad - share;
 }
 
-// Gradient of m, overwritten, back to the heatmap, damped where it is near-dead.
+// The inner products of the backward, and the factors of unit_gradient that follow from them.
 template <class Acc>
-__device__ __forceinline__ void normalise_backward(const ResampleShared& shared, const Acc* heatmap, double sum,
-                                                   double eps, const double* grad, Acc* grad_heatmap) {
-  const int width = shared.x.cells, count = shared.y.cells * width;
-  double inner = 0;
-  for (int p = thread(); p < count; p += block_threads) inner += grad[p] * double(simt::gld(heatmap + p));
-  inner = block_sum(inner, shared.scratch) / (sum + eps);
-  const double divisor = normalisation_divisor(sum, eps);
-  for (int p = thread(); p < count; p += block_threads) {
-    const double value =
-        normalisation_gradient(grad[p], inner, shared.y.sums[p / width], shared.x.sums[p % width], divisor);
-    simt::gst(grad_heatmap + p, Acc(value));
+__device__ __forceinline__ void inner_products(const ResampleBackwardPhase& phase, const ResampleShared& shared,
+                                               int sample, const double* state, const Acc* grad_rows,
+                                               const Acc* grad_keys) {
+  const bool contrasts = phase.call.forward.objective != Objective::mse;
+  const bool paper = phase.call.forward.objective == Objective::paper;
+  const int count = shared.y.cells * shared.x.cells;
+#pragma unroll 1
+  for (int i = cross; i <= seen_inner; ++i) {
+    sum_positions(shared, i, [&](int p) {
+      const double row = contrasts && i >= aug_inner ? double(simt::gld(grad_rows + p)) : 0;
+      if (i == seen_square) return shared.original[p] * simt::gld(state + count + p);
+      if (i == seen_inner) return paper ? row * simt::gld(state + p) : 0;
+      if (i == cross) return shared.augmented[p] * simt::gld(state + p);
+      if (i == aug_square) return shared.augmented[p] * shared.image[p];
+      const double key = contrasts ? double(simt::gld(grad_keys + p)) : 0;
+      return paper ? key * shared.augmented[p] : row * shared.augmented[p] + key * shared.image[p];
+    });
   }
+  __syncthreads();
+  if (thread() == 0) {
+    const double of_seen = inverse_root(shared.number(seen_square)), of_aug = inverse_root(shared.number(aug_square));
+    const double grad = positive_gradient(phase, sample), cosine = grad * shared.number(cross) * of_aug * of_seen;
+    shared.number(factors + seen_scale) = of_seen;
+    shared.number(factors + aug_scale) = of_aug;
+    shared.number(factors + seen_share) = grad * of_aug;
+    shared.number(factors + aug_share) = grad * of_seen;
+    shared.number(factors + seen_radial) = (cosine + of_seen * shared.number(seen_inner)) * of_seen;
+    shared.number(factors + aug_radial) = (cosine + of_aug * shared.number(aug_inner)) * of_aug;
+  }
+  __syncthreads();
 }
 
 // Gradients of the normalised maps, left in shared.original and shared.augmented.
 template <class Acc>
 __device__ __forceinline__ void unit_gradients(const ResampleBackwardPhase& phase, const ResampleShared& shared,
-                                               index_t sample) {
+                                               int sample) {
   const ResampleBackward& call = phase.call;
   const Resample& forward = call.forward;
   const int count = shared.y.cells * shared.x.cells;
-  const double *seen = forward.state + sample * 3 * count, *gram = seen + count, *adjoint = gram + count;
+  const double* state = forward.state + index_t(sample) * 3 * count;
   const bool contrasts = forward.objective != Objective::mse, paper = forward.objective == Objective::paper;
-  const Acc* grad_rows = static_cast<const Acc*>(call.grad_rows) + (contrasts ? sample * count : 0);
-  const Acc* grad_keys = static_cast<const Acc*>(call.grad_keys) + (contrasts ? sample * count : 0);
+  const Acc* grad_rows = static_cast<const Acc*>(call.grad_rows) + (contrasts ? index_t(sample) * count : 0);
+  const Acc* grad_keys = static_cast<const Acc*>(call.grad_keys) + (contrasts ? index_t(sample) * count : 0);
   sandwich(shared, shared.y.k, shared.x.k, false, shared.augmented, shared.image);
-  double square = 0, seen_square = 0, cross = 0, aug_inner = 0, seen_inner = 0;
-  for (int p = thread(); p < count; p += block_threads) {
-    const double row = contrasts ? double(simt::gld(grad_rows + p)) : 0;
-    const double key = contrasts ? double(simt::gld(grad_keys + p)) : 0;
-    const double at_seen = simt::gld(seen + p);
-    square += shared.augmented[p] * shared.image[p];
-    seen_square += shared.original[p] * simt::gld(gram + p);
-    cross += shared.augmented[p] * at_seen;
-    aug_inner += paper ? key * shared.augmented[p] : row * shared.augmented[p] + key * shared.image[p];
-    seen_inner += paper ? row * at_seen : 0;
-    shared.out[p] = paper ? row : key;
-  }
-  const double aug_scale = inverse_root(block_sum(square, shared.scratch));
-  const double seen_scale = inverse_root(block_sum(seen_square, shared.scratch));
-  const double grad = positive_gradient(phase, sample);
-  const double cosine = grad * block_sum(cross, shared.scratch) * aug_scale * seen_scale;
-  const double aug_radial = (cosine + aug_scale * block_sum(aug_inner, shared.scratch)) * aug_scale;
-  const double seen_radial = (cosine + seen_scale * block_sum(seen_inner, shared.scratch)) * seen_scale;
+  inner_products(phase, shared, sample, state, grad_rows, grad_keys);
   // What arrived at the image of a map goes back through it.
-  if (!paper) {
-    sandwich(shared, shared.y.k, shared.x.k, false, shared.out, shared.out);
-  } else if (forward.crops != nullptr) {
-    sandwich(shared, shared.y.p, shared.x.p, true, shared.out, shared.out);
+  each(count, [&](int p) { shared.out[p] = contrasts ? double(simt::gld((paper ? grad_rows : grad_keys) + p)) : 0; });
+  __syncthreads();
+  if (paper && forward.inverses != nullptr) {
+    adjoint_sweep(forward, shared, sample);
   } else {
-    double* const kept = shared.image;
-    for (int p = thread(); p < count; p += block_threads)
-      shared.original[p] = kept[p], shared.augmented[p] = shared.out[p];
-    __syncthreads();
-    sweep(forward, shared, sample, nullptr, shared.augmented);
-    for (int p = thread(); p < count; p += block_threads) kept[p] = shared.original[p];
-    __syncthreads();
+    sandwich(shared, paper ? shared.y.p : shared.y.k, paper ? shared.x.p : shared.x.k, paper, shared.out, shared.out);
   }
-  for (int p = thread(); p < count; p += block_threads) {
-    const double key = paper ? double(simt::gld(grad_keys + p)) : 0;
-    const double row = contrasts && !paper ? double(simt::gld(grad_rows + p)) : 0;
-    const double through = contrasts ? shared.out[p] : 0;
-    shared.original[p] = unit_gradient(seen_scale, paper ? through : 0, grad * aug_scale, simt::gld(adjoint + p),
-                                       seen_radial, simt::gld(gram + p));
-    shared.augmented[p] = unit_gradient(aug_scale, paper ? key : row + through, grad * seen_scale, simt::gld(seen + p),
-                                        aug_radial, shared.image[p]);
+  each(count, [&](int p) {
+    const double arrived = contrasts ? double(simt::gld((paper ? grad_keys : grad_rows) + p)) : 0;
+    const double through = shared.out[p];
+    const double seen = simt::gld(state + p), gram = simt::gld(state + count + p);
+    const auto factor = [&](int i) { return shared.number(factors + i); };
+    shared.original[p] = unit_gradient(factor(seen_scale), paper ? through : 0, factor(seen_share),
+                                       simt::gld(state + 2 * count + p), factor(seen_radial), gram);
+    shared.augmented[p] = unit_gradient(factor(aug_scale), paper ? arrived : arrived + through, factor(aug_share), seen,
+                                        factor(aug_radial), shared.image[p]);
+  });
+  __syncthreads();
+}
+
+// Gradients of the normalised maps back to the heatmaps, damped where they are near-dead.
+template <class Acc>
+__device__ __forceinline__ void normalise_backward(const ResampleBackward& call, const ResampleShared& shared,
+                                                   int sample) {
+  const Resample& forward = call.forward;
+  const int width = shared.x.cells, count = shared.y.cells * width;
+#pragma unroll 1
+  for (int view = 0; view < 2; ++view) {
+    const index_t first = index_t(sample) * count;
+    const Acc* heatmap = static_cast<const Acc*>(view == 0 ? forward.heatmaps : forward.aug_heatmaps) + first;
+    Acc* to = static_cast<Acc*>(view == 0 ? call.grad_heatmaps : call.grad_aug_heatmaps) + first;
+    const Span grad = view == 0 ? shared.original : shared.augmented;
+    sum_positions(shared, cross, [&](int p) { return grad[p] * double(simt::gld(heatmap + p)); });
+    __syncthreads();
+    const double sum = shared.number(sum_original + view), inner = shared.number(cross) / (sum + forward.eps);
+    const double divisor = normalisation_divisor(sum, forward.eps);
+    each(count, [&](int p) {
+      const double y = shared.y.sums[p / width], x = shared.x.sums[p % width];
+      simt::gst(to + p, Acc(normalisation_gradient(grad[p], inner, y, x, divisor)));
+    });
+    __syncthreads();
   }
 }
 
@@ -437,19 +511,12 @@ template <class Acc>
 __device__ __forceinline__ void resample_backward_phase(const ResampleBackwardPhase& phase) {
   const Resample& forward = phase.call.forward;
   const ResampleShared shared = resample_shared(forward, phase.table);
-  const int count = shared.y.cells * shared.x.cells;
-  for (index_t sample = blockIdx.x; sample < forward.batch; sample += gridDim.x) {
-    const Acc* heatmap = static_cast<const Acc*>(forward.heatmaps) + sample * count;
-    const Acc* aug_heatmap = static_cast<const Acc*>(forward.aug_heatmaps) + sample * count;
+#pragma unroll 1
+  for (int sample = int(blockIdx.x); sample < int(forward.batch); sample += int(gridDim.x)) {
     prepare(forward, shared, sample, forward.crops != nullptr && forward.objective == Objective::paper);
-    const double sum = normalise(shared, heatmap, forward.eps, shared.original);
-    const double aug_sum = normalise(shared, aug_heatmap, forward.eps, shared.augmented);
+    normalise<Acc>(forward, shared, sample);
     unit_gradients<Acc>(phase, shared, sample);
-    normalise_backward(shared, heatmap, sum, forward.eps, shared.original,
-                       static_cast<Acc*>(phase.call.grad_heatmaps) + sample * count);
-    normalise_backward(shared, aug_heatmap, aug_sum, forward.eps, shared.augmented,
-                       static_cast<Acc*>(phase.call.grad_aug_heatmaps) + sample * count);
-    __syncthreads();
+    normalise_backward<Acc>(phase.call, shared, sample);
   }
 }
 
