@@ -23,7 +23,22 @@ constexpr int block_threads = 256, warp_threads = 32, block_warps = block_thread
 constexpr int largest_side = 32, largest_map = largest_side * largest_side;
 constexpr unsigned all_lanes = 0xffffffffu;
 
+// Registers are what the kernels are short of: the thread's number is read again wherever it is wanted, and what
+// follows from a fresh() copy of a number is computed again rather than kept from one phase to the next.
+#ifdef __CUDA_ARCH__
+__device__ __forceinline__ int thread() {
+  int number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+}
+__device__ __forceinline__ int fresh(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+#else
 __device__ __forceinline__ int thread() { return int(threadIdx.x); }
+__device__ __forceinline__ int fresh(int number) { return number; }
+#endif
 __device__ __forceinline__ int lane() { return thread() % warp_threads; }
 __device__ __forceinline__ int warp() { return thread() / warp_threads; }
 

@@ -43,7 +43,8 @@ constexpr int sample_numbers = 16;
 enum Number { sum_original, sum_augmented, cross, seen_square, aug_square, aug_inner, seen_inner };
 enum Factor { seen_scale, aug_scale, seen_share, aug_share, seen_radial, aug_radial, factors = 8 };
 
-// Maps of one sample in shared memory, [P]; the last three hold a number for every thread of the block.
+// Maps of one sample in shared memory, laid out anew by every function that wants them: see fresh(), [P]; the last
+// three hold a number for every thread of the block.
 struct ResampleShared {
   __device__ __forceinline__ double& number(int i) const { return scratch[block_warps + i]; }
   Axis y, x;
@@ -67,7 +68,7 @@ CGC_HD inline int pixel_doubles(int height, int width) { return 2 * (height + wi
 
 __device__ __forceinline__ ResampleShared resample_shared(const Resample& call, int table) {
   SIMT_DYN_SHARED(double, memory);
-  const int height = int(call.height), width = int(call.width), positions = height * width;
+  const int height = fresh(int(call.height)), width = fresh(int(call.width)), positions = height * width;
   const auto axis = [&](int size, int cells, int begin) {
     const Span p{begin};
     const int square = cells * cells;
@@ -75,8 +76,8 @@ __device__ __forceinline__ ResampleShared resample_shared(const Resample& call, 
   };
   const Span original{block_warps + sample_numbers}, augmented = original + positions, image = augmented + positions;
   const Span work = image + slots(positions), out = work + slots(positions), end = out + slots(positions);
-  const Axis y = axis(int(call.size_h), height, end.begin);
-  const Axis x = axis(int(call.size_w), width, end.begin + axis_doubles(height));
+  const Axis y = axis(fresh(int(call.size_h)), height, end.begin);
+  const Axis x = axis(fresh(int(call.size_w)), width, end.begin + axis_doubles(height));
   return {y, x, original, augmented, image, work, out, x.p + axis_doubles(width), memory, table};
 }
 
@@ -365,39 +366,36 @@ __device__ __forceinline__ void map_products(const Resample& call, const Resampl
 }
 
 template <class Acc>
-__device__ __forceinline__ void resample_sample(const ResamplePhase& phase, const ResampleShared& shared, int sample) {
-  const Resample& call = phase.call;
+__device__ __forceinline__ void write_rows(const Resample& call, const ResampleShared& shared, int sample) {
   const int count = shared.y.cells * shared.x.cells;
-  prepare(call, shared, sample, call.crops != nullptr);
-  const index_t first = index_t(sample) * count;
-  normalise<Acc>(call, shared, sample);
-  map_products(call, shared, sample);
   const double aug_scale = inverse_root(shared.number(aug_square));
   const double seen_scale = inverse_root(shared.number(seen_square));
   if (thread() == 0) simt::gst(call.positives + sample, shared.number(cross) * aug_scale * seen_scale);
-  if (call.objective != Objective::mse) {
-    const bool paper = call.objective == Objective::paper;
-    each(count, [&](int p) {
-      const double augmented = shared.augmented[p] * aug_scale;
-      const double image = shared.image[p] * (paper ? seen_scale : aug_scale);
-      simt::gst(static_cast<Acc*>(call.rows) + first + p, Acc(paper ? image : augmented));
-      simt::gst(static_cast<Acc*>(call.keys) + first + p, Acc(paper ? augmented : image));
-    });
-  }
-  __syncthreads();
+  if (call.objective == Objective::mse) return;
+  const bool paper = call.objective == Objective::paper;
+  each(count, [&](int p) {
+    const double augmented = shared.augmented[p] * aug_scale;
+    const double image = shared.image[p] * (paper ? seen_scale : aug_scale);
+    simt::gst(static_cast<Acc*>(call.rows) + index_t(sample) * count + p, Acc(paper ? image : augmented));
+    simt::gst(static_cast<Acc*>(call.keys) + index_t(sample) * count + p, Acc(paper ? augmented : image));
+  });
 }
 
 // Heatmaps that still lie in sums of their splits are finished first.
 template <class Acc>
 __device__ __forceinline__ void resample_phase(const ResamplePhase& phase, const CamPhase& cam) {
-  const ResampleShared shared = resample_shared(phase.call, phase.table);
+  const Resample& call = phase.call;
 #pragma unroll 1
-  for (int sample = int(blockIdx.x); sample < int(phase.call.batch); sample += int(gridDim.x)) {
+  for (int sample = int(blockIdx.x); sample < int(call.batch); sample += int(gridDim.x)) {
     if (cam.plan.splits > 1) {
 #pragma unroll 1
       for (int view = 0; view < 2; ++view) finish_heatmap<Acc>(cam, view, sample);
     }
-    resample_sample<Acc>(phase, shared, sample);
+    prepare(call, resample_shared(call, phase.table), sample, call.crops != nullptr);
+    normalise<Acc>(call, resample_shared(call, phase.table), sample);
+    map_products(call, resample_shared(call, phase.table), sample);
+    write_rows<Acc>(call, resample_shared(call, phase.table), sample);
+    __syncthreads();
   }
 }
 
@@ -510,13 +508,13 @@ __device__ __forceinline__ void normalise_backward(const ResampleBackward& call,
 template <class Acc>
 __device__ __forceinline__ void resample_backward_phase(const ResampleBackwardPhase& phase) {
   const Resample& forward = phase.call.forward;
-  const ResampleShared shared = resample_shared(forward, phase.table);
 #pragma unroll 1
   for (int sample = int(blockIdx.x); sample < int(forward.batch); sample += int(gridDim.x)) {
-    prepare(forward, shared, sample, forward.crops != nullptr && forward.objective == Objective::paper);
-    normalise<Acc>(forward, shared, sample);
-    unit_gradients<Acc>(phase, shared, sample);
-    normalise_backward<Acc>(phase.call, shared, sample);
+    prepare(forward, resample_shared(forward, phase.table), sample,
+            forward.crops != nullptr && forward.objective == Objective::paper);
+    normalise<Acc>(forward, resample_shared(forward, phase.table), sample);
+    unit_gradients<Acc>(phase, resample_shared(forward, phase.table), sample);
+    normalise_backward<Acc>(phase.call, resample_shared(forward, phase.table), sample);
   }
 }
 
