@@ -9,19 +9,19 @@ from types import ModuleType
 from torch import device as Device
 
 from .. import ops
-from . import cpp, reference, torch
+from . import cpp, reference, torch, triton
 
 BACKENDS = ("auto", "cuda", "triton", "cpp", "torch", "reference")
 
-_MODULES = {"cpp": cpp, "torch": torch, "reference": reference}
+_MODULES = {"triton": triton, "cpp": cpp, "torch": torch, "reference": reference}
 _AUTO_ORDER = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 
 def unavailable(name: str) -> str | None:
     """Why backend `name` cannot serve in this installation, with the remedy; None if it can."""
-    if name in ("cuda", "triton"):
-        return f"this version of cgc_kernels has no {name} kernels; use backend='auto', which runs 'torch' on a GPU"
-    return ops.unavailable() if name == "cpp" else None
+    if name == "cuda":
+        return "this version of cgc_kernels has no cuda kernels; use backend='auto'"
+    return {"cpp": ops.unavailable, "triton": triton.unavailable}.get(name, lambda: None)()
 
 
 def choose(name: str, device: Device) -> ModuleType:
@@ -34,11 +34,19 @@ def choose(name: str, device: Device) -> ModuleType:
         order = _AUTO_ORDER.get(device.type, ("torch",))
         name = next(candidate for candidate in order if unavailable(candidate) is None)
     reason = unavailable(name)
-    if reason is None and name == "cpp" and device.type != "cpu":
-        reason = f"it needs CPU tensors, got tensors on {device}; use backend='auto' or move them"
+    if reason is None and device.type not in _device_types(name, device):
+        needed = " or ".join(kind.upper() for kind in _device_types(name, device))
+        reason = f"it needs {needed} tensors, got tensors on {device}; use backend='auto' or move them"
     if reason is not None:
         raise RuntimeError(f"backend must be one that can serve this call, got {name!r}: {reason}")
     return _MODULES[name]
+
+
+def _device_types(name: str, device: Device) -> tuple[str, ...]:
+    """Types of devices whose tensors a backend takes; the plain ones take any."""
+    if name == "triton":
+        return ("cuda", "cpu") if triton.interpreted() else ("cuda",)
+    return {"cuda": ("cuda",), "cpp": ("cpu",)}.get(name, (device.type,))
 
 
 def info() -> dict:

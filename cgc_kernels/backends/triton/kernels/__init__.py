@@ -1,0 +1,1 @@
+"""Triton kernels and what launches them, one file per stage; imported when one first runs."""

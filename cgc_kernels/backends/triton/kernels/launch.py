@@ -1,0 +1,100 @@
+"""How kernels are launched: on the tensors' device, in grids that fill it, with block sizes from one small table."""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+LARGEST_SIDE = 32  # cells along one axis of a heatmap
+LARGEST_SAMPLE = 2**31 - 1  # elements: offsets inside a sample are 32 bits wide
+
+# Positions of the three tiles. Lanes beyond H * W idle, which costs nothing: streaming waits for memory.
+POSITIONS = (64, 256, 1024)
+# Elements of a tile: with four warps, 32 for each thread, which keeps enough 16-byte loads in flight to reach DRAM's
+# bandwidth at low occupancy; more would spill where features and gradients are both held.
+TILE = 4096
+# Contiguous bytes of channels in a tile of channels_last features: a whole sector.
+SECTOR = 32
+# Channels summed by a program before it pays for a partial sum: more splits than this cost more traffic than they hide.
+SPLIT_CHANNELS = 64
+# Programs for each multiprocessor: two rounds of those that fit.
+PROGRAMS = 16
+# Pixels of an axis handled at once by a crop; dot products want 16 at least.
+CROP_STEP = 32
+# Multiply-adds of a dot product over pixels of a warped row: the compiler unrolls them all.
+WARP_PRODUCT = 32768
+
+
+class Streaming(NamedTuple):
+    """Tiles of the kernels that stream features: [block, positions] of [channels, H * W]."""
+
+    positions: int  # at least H * W
+    block: int  # channels of a tile
+    num_warps: int
+
+
+class Splits(NamedTuple):
+    """How the channels of a sample are shared by programs."""
+
+    count: int
+    blocks: int  # tiles of each
+
+
+def streaming(positions: int, itemsize: int) -> Streaming:
+    """The tile for maps of H * W positions and features of `itemsize` bytes."""
+    room = next(room for room in POSITIONS if positions <= room)
+    block = max(TILE // room, SECTOR // itemsize)
+    return Streaming(room, block, 4 if room * block <= TILE else 8)
+
+
+def split(channels: int, samples: int, block: int, device: torch.device) -> Splits:
+    """Share the channels of each of `samples` maps so that all programs together fill the device."""
+    blocks = triton.cdiv(channels, block)
+    wanted = triton.cdiv(PROGRAMS * _multiprocessors(device), samples)
+    most = max(1, channels // max(block, SPLIT_CHANNELS))
+    each = triton.cdiv(blocks, min(wanted, most))
+    return Splits(triton.cdiv(blocks, each), each)
+
+
+class Maps(NamedTuple):
+    """Tiles of the kernels that hold whole heatmaps."""
+
+    height: int  # cells, rounded up to what a dot product takes
+    width: int
+    step: int  # pixels of the view handled at once
+    num_warps: int
+
+
+def maps(height: int, width: int, crop: bool) -> Maps:
+    """The tile for heatmaps of height x width under a crop, or under a warp."""
+    height, width = (max(16, triton.next_power_of_2(side)) for side in (height, width))
+    step = CROP_STEP if crop else WARP_PRODUCT // (height * width)
+    return Maps(height, width, step, 4 if height * width <= 256 else 8)
+
+
+def on_device_of(tensor: torch.Tensor):
+    """Context in which kernels are launched on the tensor's device and its current stream."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """float64 for float64, float32 otherwise: the type of accumulators."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def check_map(height: int, width: int) -> None:
+    """Raise ValueError for maps larger than the kernels take."""
+    if max(height, width) > LARGEST_SIDE:
+        raise ValueError(
+            f"H and W must be at most {LARGEST_SIDE} for backend 'triton', got {height} x {width}; use backend='torch'"
+        )
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 132  # the interpreter plays an H100
+    return torch.cuda.get_device_properties(device).multi_processor_count

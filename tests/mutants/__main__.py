@@ -1,0 +1,92 @@
+"""python -m tests.mutants TARGET [--count 60] [--seed 0]: see the package."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import Queue
+
+from .common import Mutant, sample
+from .report import Results, conclude, describe, explained
+from .runner import Broken, Outcome, Workplace, digest, files_of
+from .targets import TARGETS, Target
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--count", type=int, default=60, help="mutants to judge (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="which ones (default 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="copies of the tree that work side by side (default 1)")
+    parser.add_argument("--limit", type=float, help="seconds a test command may take (default: 5 times those without)")
+    parser.add_argument("--least", type=float, default=0.95, help="part that must be killed (default 0.95)")
+    parser.add_argument("--match", default="", help="only mutants of files whose path contains this")
+    parser.add_argument("--list", action="store_true", help="show the sample, and run nothing")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the tree (default: this one)")
+    return parser.parse_args()
+
+
+def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: Results) -> Iterator[Mutant]:
+    """Judge mutants in the order given until `count` of those that build are known; yields them as they are."""
+    files = files_of(args.root, target)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(args.jobs) as pool:
+        free: Queue[Workplace] = Queue()
+        for job in range(args.jobs):
+            free.put(Workplace(args.root, files, target, Path(folder) / str(job)))
+        first = free.get()
+        seconds = first.baseline({Path(mutant.file).stem for mutant in chosen[:count]}, args.limit)
+        limit = args.limit or 30 + 5 * seconds
+        print(f"the tests pass without a mutant, in {seconds:.0f} s", flush=True)
+        free.put(first)
+
+        def judge(mutant: Mutant) -> tuple[Mutant, Outcome]:
+            workplace = free.get()
+            try:
+                return mutant, workplace.judge(mutant, limit)
+            finally:
+                free.put(workplace)
+
+        waiting, built = iter(chosen), 0
+        while built < count and (batch := [m for m, _ in zip(waiting, range(count - built), strict=False)]):
+            known = [mutant for mutant in batch if results.get(mutant)]
+            running = [pool.submit(judge, mutant) for mutant in batch if not results.get(mutant)]
+            yield from known
+            for future in as_completed(running):
+                mutant, outcome = future.result()
+                results.add(mutant, outcome)
+                yield mutant
+            built += sum(results.get(mutant).status != "unbuildable" for mutant in batch)
+
+
+def main() -> int:
+    args = arguments()
+    target = TARGETS[args.target]
+    everything = [mutant for mutant in target.mutants(args.root) if args.match in mutant.file]
+    chosen = sample(everything, args.seed)
+    known = explained(args.root / "docs" / "mutants.md")
+    print(f"{len(everything)} mutants of {args.target}, {min(args.count, len(everything))} of them by seed {args.seed}")
+    if args.list:
+        print("\n".join(describe(mutant, None, known) for mutant in chosen[: args.count]))
+        return 0
+    path = args.root / "build" / "mutants" / f"{args.target}.jsonl"
+    results = Results(path, digest(args.root, files_of(args.root, target)))
+    judged = []
+    for mutant in judge_all(chosen, args.count, target, args, results):
+        outcome = results.get(mutant)
+        print(describe(mutant, outcome, known), flush=True)
+        if outcome.status != "unbuildable":
+            judged.append((mutant, outcome))
+    text, enough = conclude(judged, known, args.least)
+    print(text)
+    return 0 if enough else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Broken as error:
+        sys.exit(f"{error}")

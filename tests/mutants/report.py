@@ -1,0 +1,64 @@
+"""Results of mutants: kept as they come, so that an interrupted run goes on; survivors explained in a document."""
+
+import json
+import re
+from pathlib import Path
+
+from .common import Mutant, collapse
+from .runner import Outcome
+
+# One survivor: a list item of docs/mutants.md, whose lines are joined before they are read.
+EXPLAINED = re.compile(r"`(?P<file>[^`]+)` (?P<function>\S+), (?P<kind>\w+): `(?P<old>[^`]+)` → `(?P<new>[^`]*)`: \S")
+
+
+class Results:
+    """Lines of JSON in one file, each of one mutant of one state of the tree."""
+
+    def __init__(self, path: Path, digest: str):
+        self.path, self.digest = path, digest
+        self.known: dict[tuple, Outcome] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            record = json.loads(line)
+            if record["digest"] == digest:
+                key = *(record[k] for k in ("file", "function", "kind", "original", "mutated")), record["line"]
+                self.known[key] = Outcome(record["status"], record["by"], record["seconds"])
+
+    def get(self, mutant: Mutant) -> Outcome | None:
+        return self.known.get((*mutant.identity, mutant.line))
+
+    def add(self, mutant: Mutant, outcome: Outcome) -> None:
+        self.known[(*mutant.identity, mutant.line)] = outcome
+        record = {k: v for k, v in mutant._asdict().items() if k != "edit"}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps({**record, **outcome._asdict(), "digest": self.digest}) + "\n")
+
+
+def explained(document: Path) -> set[tuple[str, ...]]:
+    """Identities of the survivors that a document explains."""
+    if not document.exists():
+        return set()
+    items = re.split(r"^- ", document.read_text(), flags=re.MULTILINE)
+    found = (EXPLAINED.match(collapse(item)) for item in items)
+    return {match.group("file", "function", "kind", "old", "new") for match in found if match}
+
+
+def describe(mutant: Mutant, outcome: Outcome | None, known: set[tuple[str, ...]]) -> str:
+    """Three lines of the table."""
+    status = ""
+    if outcome:
+        status = f": {outcome.status} by {outcome.by}" if outcome.by else f": {outcome.status}"
+        status += ", explained" if outcome.status == "survived" and mutant.identity in known else ""
+    where = f"{mutant.file}:{mutant.line} {mutant.function}, {mutant.kind}"
+    return f"{where}{status}\n  - {mutant.original}\n  + {mutant.mutated}"
+
+
+def conclude(judged: list[tuple[Mutant, Outcome]], known: set[tuple[str, ...]], least: float) -> tuple[str, bool]:
+    """The figures, and whether at least that part was killed and each survivor is explained."""
+    count = {status: sum(o.status == status for _, o in judged) for status in ("killed", "timeout", "survived")}
+    total = sum(count.values())
+    rate = count["killed"] / total if total else 0.0
+    unexplained = [m for m, o in judged if o.status != "killed" and m.identity not in known]
+    text = f"{count['killed']} of {total} killed ({rate:.1%}), {count['timeout']} timeout, {count['survived']} survived"
+    text += f", {len(unexplained)} not killed and not explained"
+    return text, bool(total) and rate >= least and not unexplained
