@@ -205,4 +205,4 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 
 def _entry(backend: str, name: str, like: torch.Tensor):
     checks.choice("backend", backend, backends.BACKENDS)
-    return backends.choose(backend, like.device).entry_points[name]
+    return backends.choose(backend, like.device, max(like.shape[-2:])).entry_points[name]

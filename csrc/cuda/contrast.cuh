@@ -94,28 +94,26 @@ template <class Acc>
 __device__ __forceinline__ void contrast_phase(const ContrastPhase& phase) {
   const Contrast& call = phase.call;
   const Acc inverse = Acc(1 / call.temperature);
-  const int column_tiles = tiles(int(call.batch), tile_columns),
-            items = tiles(int(call.batch), tile_rows) * phase.splits;
-  const int share = (column_tiles + phase.splits - 1) / phase.splits;
+  const int items = tiles(call.batch, tile_rows) * phase.splits;
+  const int share = tiles(tiles(call.batch, tile_columns), phase.splits);
   const Tile<Acc> tile(call.rows, call.keys, int(call.batch), int(call.length));
 #pragma unroll 1
   for (int item = int(blockIdx.x); item < items; item += int(gridDim.x)) {
-    const int split = int(item % phase.splits);
-    const int first = item / phase.splits * tile_rows, row = first + 2 * warp();
-    Acc largest[2] = {0, 0}, positive[2];
+    const int first = item / phase.splits * tile_rows, begin = item % phase.splits * share;
+    const int end = minimum(tiles(call.batch, tile_columns), begin + share);
+    const auto row = [&](int r) { return first + 2 * warp() + r; };
+    Acc largest[2] = {0, 0};
     double others[2] = {0, 0};
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      positive[r] = row + r < int(call.batch) ? Acc(simt::gld(call.positives + row + r)) : Acc(0);
 #pragma unroll 1
-    for (int t = split * share; t < minimum(column_tiles, (split + 1) * share); ++t) {
-      const int column = t * tile_columns + lane();
+    for (int t = begin; t < end; ++t) {
       Acc logits[2];
       tile.similarities(first, t * tile_columns, 0, logits);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const Acc logit = (logits[r] - positive[r]) * inverse;
-        const bool counts = column < int(call.batch) && column != row + r;
+        const int column = t * tile_columns + lane();
+        const Acc positive = row(r) < int(call.batch) ? Acc(simt::gld(call.positives + row(r))) : Acc(0);
+        const Acc logit = (logits[r] - positive) * inverse;
+        const bool counts = column < int(call.batch) && column != row(r);
         const Acc highest = warp_max(counts && logit > largest[r] ? logit : largest[r]);  // NaN is no maximum
         const Acc sum = warp_sum(counts ? std::exp(logit - highest) : Acc(0));
         others[r] = others[r] * double(std::exp(largest[r] - highest)) + double(sum);
@@ -124,9 +122,10 @@ __device__ __forceinline__ void contrast_phase(const ContrastPhase& phase) {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (lane() != 0 || row + r >= int(call.batch)) continue;
-      simt::gst(static_cast<Acc*>(phase.largest) + index_t(row + r) * phase.splits + split, largest[r]);
-      simt::gst(phase.others + index_t(row + r) * phase.splits + split, others[r]);
+      if (lane() != 0 || row(r) >= int(call.batch)) continue;
+      const index_t at = index_t(row(r)) * phase.splits + item % phase.splits;
+      simt::gst(static_cast<Acc*>(phase.largest) + at, largest[r]);
+      simt::gst(phase.others + at, others[r]);
     }
   }
 }
