@@ -93,7 +93,7 @@ class Launchers:
         grads = self._grads((features, gradients), (need_features, need_gradients))
         call.grad_features, call.grad_gradients = map(_pointer, grads)
         self._run("cam_backward", call)
-        return grads
+        return tuple(grads)
 
     def resample(self, heatmaps, aug_heatmaps, transform, size_h, size_w, eps, objective):
         self._see(heatmaps=heatmaps, aug_heatmaps=aug_heatmaps)
@@ -115,7 +115,7 @@ class Launchers:
         grads = [self._new(heatmaps.shape, heatmaps.dtype, name) for name in ("grad_heatmaps", "grad_aug_heatmaps")]
         call.grad_heatmaps, call.grad_aug_heatmaps = map(_pointer, grads)
         self._run("resample_backward", call)
-        return grads
+        return tuple(grads)
 
     def contrast(self, rows, keys, positives, temperature):
         self._see(rows=rows, keys=keys, positives=positives)
@@ -130,7 +130,7 @@ class Launchers:
         grads = [self._new(t.shape, t.dtype, "grad") for t in (rows, keys, positives)]
         call.grad_rows, call.grad_keys, call.grad_positives = map(_pointer, grads)
         self._run("contrast_backward", call)
-        return grads
+        return tuple(grads)
 
     def cgc(
         self, features, gradients, aug_features, aug_gradients, transform, size_h, size_w, temperature, elementwise,
@@ -174,7 +174,7 @@ class Launchers:
         contrast = self._contrast(rows, keys, positives, row_losses, temperature)
         call.contrast = ContrastBackward(contrast, _scalar(grad_loss), *map(_pointer, upstream))
         self._run("cgc_backward", call, workspace=True)
-        return grads
+        return tuple(grads)
 
     # ---- Tensors to structures
 

@@ -99,15 +99,15 @@ __device__ __forceinline__ void contrast_phase(const ContrastPhase& phase) {
   const Tile<Acc> tile(call.rows, call.keys, int(call.batch), int(call.length));
 #pragma unroll 1
   for (int item = int(blockIdx.x); item < items; item += int(gridDim.x)) {
-    const int first = item / phase.splits * tile_rows, begin = item % phase.splits * share;
+    const int begin = item % phase.splits * share;
     const int end = minimum(tiles(call.batch, tile_columns), begin + share);
-    const auto row = [&](int r) { return first + 2 * warp() + r; };
+    const auto row = [&](int r) { return fresh(item) / phase.splits * tile_rows + 2 * warp() + r; };
     Acc largest[2] = {0, 0};
     double others[2] = {0, 0};
 #pragma unroll 1
     for (int t = begin; t < end; ++t) {
       Acc logits[2];
-      tile.similarities(first, t * tile_columns, 0, logits);
+      tile.similarities(fresh(item) / phase.splits * tile_rows, t * tile_columns, 0, logits);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int column = t * tile_columns + lane();

@@ -110,10 +110,9 @@ __device__ __forceinline__ void add_stencil(const Stencil& stencil, double facto
   }
 }
 
-// The pixels' rows of U and of R U, a pixel a thread.
-__device__ __forceinline__ void tabulate(const Axis& axis, bool crops, index_t start, index_t length, bool flip,
-                                         int first, int pixels, Span up, Span seen) {
-  const double ratio = double(length) / double(axis.size);
+// The pixels' rows of U and, of a crop, of R U, a pixel a thread. side: 0 for y, 1 for x, which alone may be flipped.
+__device__ __forceinline__ void tabulate(const Axis& axis, const index_t* crop, int side, int first, int pixels,
+                                         Span up, Span seen) {
   each(pixels, [&](int pixel) {
     const Span row = up + pixel * axis.cells, seen_row = seen + pixel * axis.cells;
 #pragma unroll 1
@@ -121,7 +120,10 @@ __device__ __forceinline__ void tabulate(const Axis& axis, bool crops, index_t s
     const Tap tap = upsample_tap(first + pixel, axis.size, axis.cells);
     row[tap.low] += 1 - tap.share;
     row[tap.high] += tap.share;
-    if (!crops) return;
+    if (crop == nullptr) return;
+    const index_t start = simt::gld(crop + side), length = simt::gld(crop + 2 + side);
+    const bool flip = side == 1 && simt::gld(crop + 4) != 0;
+    const double ratio = double(length) / double(axis.size);
     const Tap source = crop_tap(first + pixel, axis.size, start, length, flip, ratio);
     const Tap low = upsample_tap(source.low, axis.size, axis.cells);
     const Tap high = upsample_tap(source.high, axis.size, axis.cells);
@@ -132,12 +134,10 @@ __device__ __forceinline__ void tabulate(const Axis& axis, bool crops, index_t s
 // The matrices of one sample, those of its crop only where `crops`; loops rather than calls, which keeps the code
 // small.
 __device__ __forceinline__ void prepare(const Resample& call, const ResampleShared& shared, int sample, bool crops) {
-  const index_t* crop = call.crops + (crops ? index_t(sample) * 5 : 0);
+  const index_t* crop = crops ? call.crops + index_t(sample) * 5 : nullptr;
 #pragma unroll 1
   for (int side = 0; side < 2; ++side) {
     const Axis axis = side == 0 ? shared.y : shared.x;
-    const index_t start = crops ? crop[side] : 0, length = crops ? crop[2 + side] : 1;
-    const bool flip = crops && side == 1 && crop[4] != 0;
     const int most = shared.table_size / (2 * axis.cells);
     const Span up = shared.table, seen = up + most * axis.cells;
     each(axis_doubles(axis.cells), [&](int i) { axis.p[i] = 0; });  // they lie side by side
@@ -145,7 +145,7 @@ __device__ __forceinline__ void prepare(const Resample& call, const ResampleShar
     for (int first = 0; first < axis.size; first += most) {
       const int pixels = minimum(most, axis.size - first);
       __syncthreads();
-      tabulate(axis, crops, start, length, flip, first, pixels, up, seen);
+      tabulate(axis, crop, side, first, pixels, up, seen);
       __syncthreads();
 #pragma unroll 1
       for (int matrix = crops ? 0 : 2; matrix < 4; ++matrix) {  // P, Q, K, sums
@@ -322,11 +322,12 @@ __device__ __forceinline__ void normalise(const Resample& call, const ResampleSh
         static_cast<const Acc*>(view == 0 ? call.heatmaps : call.aug_heatmaps) + index_t(sample) * count;
     const Span m = view == 0 ? shared.original : shared.augmented;
     sum_positions(shared, sum_original + view, [&](int p) {
-      return shared.y.sums[p / width] * shared.x.sums[p % width] * double(simt::gld(heatmap + p));
+      m[p] = double(simt::gld(heatmap + p));
+      return shared.y.sums[p / width] * shared.x.sums[p % width] * m[p];
     });
     __syncthreads();
     const double sum = shared.number(sum_original + view);
-    each(count, [&](int p) { m[p] = normalised(double(simt::gld(heatmap + p)), sum, call.eps); });
+    each(count, [&](int p) { m[p] = normalised(m[p], sum, call.eps); });
   }
   __syncthreads();
 }
@@ -413,7 +414,8 @@ __device__ __forceinline__ double positive_gradient(const ResampleBackwardPhase&
   return grad - share;
 }
 
-// The inner products of the backward, and the factors of unit_gradient that follow from them.
+// The inner products of the backward, and the factors of unit_gradient that follow from them. Leaves the Gram image of
+// the seen map in shared.original.
 template <class Acc>
 __device__ __forceinline__ void inner_products(const ResampleBackwardPhase& phase, const ResampleShared& shared,
                                                int sample, const double* state, const Acc* grad_rows,
@@ -425,7 +427,11 @@ __device__ __forceinline__ void inner_products(const ResampleBackwardPhase& phas
   for (int i = cross; i <= seen_inner; ++i) {
     sum_positions(shared, i, [&](int p) {
       const double row = contrasts && i >= aug_inner ? double(simt::gld(grad_rows + p)) : 0;
-      if (i == seen_square) return shared.original[p] * simt::gld(state + count + p);
+      if (i == seen_square) {
+        const double gram = simt::gld(state + count + p), product = shared.original[p] * gram;
+        shared.original[p] = gram;  // the map itself is not needed any more
+        return product;
+      }
       if (i == seen_inner) return paper ? row * simt::gld(state + p) : 0;
       if (i == cross) return shared.augmented[p] * simt::gld(state + p);
       if (i == aug_square) return shared.augmented[p] * shared.image[p];
@@ -463,7 +469,8 @@ __device__ __forceinline__ void unit_gradients(const ResampleBackwardPhase& phas
   // What arrived at the image of a map goes back through it.
   each(count, [&](int p) { shared.out[p] = contrasts ? double(simt::gld((paper ? grad_rows : grad_keys) + p)) : 0; });
   __syncthreads();
-  if (paper && forward.inverses != nullptr) {
+  const bool sweeps = paper && forward.inverses != nullptr;
+  if (sweeps) {
     adjoint_sweep(forward, shared, sample);
   } else {
     sandwich(shared, paper ? shared.y.p : shared.y.k, paper ? shared.x.p : shared.x.k, paper, shared.out, shared.out);
@@ -471,7 +478,8 @@ __device__ __forceinline__ void unit_gradients(const ResampleBackwardPhase& phas
   each(count, [&](int p) {
     const double arrived = contrasts ? double(simt::gld((paper ? grad_keys : grad_rows) + p)) : 0;
     const double through = shared.out[p];
-    const double seen = simt::gld(state + p), gram = simt::gld(state + count + p);
+    const double seen = simt::gld(state + p);
+    const double gram = sweeps ? simt::gld(state + count + p) : shared.original[p];
     const auto factor = [&](int i) { return shared.number(factors + i); };
     shared.original[p] = unit_gradient(factor(seen_scale), paper ? through : 0, factor(seen_share),
                                        simt::gld(state + 2 * count + p), factor(seen_radial), gram);
