@@ -13,7 +13,7 @@ constexpr int tile_depth = 64,
 
 struct ContrastPhase {
   Contrast call;
-  double consistency;
+  double consistency, inverse_temperature;
   Scalar loss;
   Objective objective;
   int pixels;  // of the view, for the mse objective
@@ -93,26 +93,27 @@ __device__ __forceinline__ Acc warp_max(Acc value) {
 template <class Acc>
 __device__ __forceinline__ void contrast_phase(const ContrastPhase& phase) {
   const Contrast& call = phase.call;
-  const Acc inverse = Acc(1 / call.temperature);
   const int items = tiles(call.batch, tile_rows) * phase.splits;
-  const int share = tiles(tiles(call.batch, tile_columns), phase.splits);
   const Tile<Acc> tile(call.rows, call.keys, int(call.batch), int(call.length));
 #pragma unroll 1
   for (int item = int(blockIdx.x); item < items; item += int(gridDim.x)) {
-    const int begin = item % phase.splits * share;
-    const int end = minimum(tiles(call.batch, tile_columns), begin + share);
+    const auto share = [&] { return tiles(tiles(fresh(int(call.batch)), tile_columns), phase.splits); };
+    const auto end = [&] {
+      const int last = (fresh(item) % phase.splits + 1) * share();
+      return minimum(tiles(fresh(int(call.batch)), tile_columns), last);
+    };
     const auto row = [&](int r) { return fresh(item) / phase.splits * tile_rows + 2 * warp() + r; };
     Acc largest[2] = {0, 0};
     double others[2] = {0, 0};
 #pragma unroll 1
-    for (int t = begin; t < end; ++t) {
+    for (int t = item % phase.splits * share(); t < end(); ++t) {
       Acc logits[2];
       tile.similarities(fresh(item) / phase.splits * tile_rows, t * tile_columns, 0, logits);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int column = t * tile_columns + lane();
         const Acc positive = row(r) < int(call.batch) ? Acc(simt::gld(call.positives + row(r))) : Acc(0);
-        const Acc logit = (logits[r] - positive) * inverse;
+        const Acc logit = (logits[r] - positive) * Acc(phase.inverse_temperature);
         const bool counts = column < int(call.batch) && column != row(r);
         const Acc highest = warp_max(counts && logit > largest[r] ? logit : largest[r]);  // NaN is no maximum
         const Acc sum = warp_sum(counts ? std::exp(logit - highest) : Acc(0));

@@ -14,8 +14,9 @@ CamPhase cam_phase_of(const Cam* views, int count, Arena& arena) {
 }
 
 ContrastPhase contrast_phase_of(const Contrast& call, const Scalar& loss, Arena& arena) {
-  ContrastPhase phase{call,    0,      loss, Objective::released, 1, call.positives, contrast_splits(call.batch),
-                      nullptr, nullptr};
+  ContrastPhase phase{
+      call,    0,      1 / call.temperature, loss, Objective::released, 1, call.positives, contrast_splits(call.batch),
+      nullptr, nullptr};
   phase.largest = arena.take(call.batch * phase.splits * (call.float64 ? 8 : 4));
   phase.others = static_cast<double*>(arena.take(call.batch * phase.splits * 8));
   return phase;
