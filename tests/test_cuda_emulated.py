@@ -124,6 +124,15 @@ def test_whatever_the_loss_takes(kernels):
     check()
 
 
+@pytest.mark.parametrize("layouts", [LAYOUTS, LAYOUTS[::-1]])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_views_of_two_memory_formats(kernels, channels, layouts):
+    """Vectors fit one view and not the other: [3, 2 x 2] numbers are whole vectors where rows of 3 channels are not."""
+    case = case_of(3, channels, (2, 2), "gradcam")
+    case = case._replace(views=tuple(lay_out(v, layouts[i // 2]) for i, v in enumerate(case.views)))
+    compare(kernels, case, "cooperative")
+
+
 def test_stages_by_themselves(kernels):
     """gradcam() and heatmap_loss() run the same steps, each as a sequence."""
     for layout in LAYOUTS:

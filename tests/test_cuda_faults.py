@@ -50,11 +50,6 @@ FAULTS = {
     ),
     "tail unmasked": (CONTRAST, "counts = column < int(call.batch) && column != row(r)", "counts = column != row(r)"),
     "read past the end": (CONTRAST, "first + r < batch && depth + k < length", "depth + k < length"),
-    "write past the end": (
-        CAM,
-        "v < vectors; v += walk.columns, cursor.channel += stride) visit",
-        "v <= vectors; v += walk.columns, cursor.channel += stride) visit",
-    ),
     "update lost": (PLATFORM, "scratch[warp()] = value;", "scratch[0] += value;"),
     "wrong lane in a shuffle": (
         CONTRAST,

@@ -109,16 +109,18 @@ __device__ __forceinline__ void contrast_phase(const ContrastPhase& phase) {
     for (int t = item % phase.splits * share(); t < end(); ++t) {
       Acc logits[2];
       tile.similarities(fresh(item) / phase.splits * tile_rows, t * tile_columns, 0, logits);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
+#pragma unroll 1
+      for (int r = 0; r < 2; ++r) {  // one after the other: two exponentials at once take too many registers
         const int column = t * tile_columns + lane();
         const Acc positive = row(r) < int(call.batch) ? Acc(simt::gld(call.positives + row(r))) : Acc(0);
-        const Acc logit = (logits[r] - positive) * Acc(phase.inverse_temperature);
+        const Acc logit = ((r == 0 ? logits[0] : logits[1]) - positive) * Acc(phase.inverse_temperature);
+        const Acc before = r == 0 ? largest[0] : largest[1];
         const bool counts = column < int(call.batch) && column != row(r);
-        const Acc highest = warp_max(counts && logit > largest[r] ? logit : largest[r]);  // NaN is no maximum
-        const Acc sum = warp_sum(counts ? std::exp(logit - highest) : Acc(0));
-        others[r] = others[r] * double(std::exp(largest[r] - highest)) + double(sum);
-        largest[r] = highest;
+        const Acc highest = warp_max(counts && logit > before ? logit : before);  // NaN is no maximum
+        const double sum = double(warp_sum(counts ? std::exp(logit - highest) : Acc(0)));
+        const double kept = (r == 0 ? others[0] : others[1]) * double(std::exp(before - highest));
+        if (r == 0) largest[0] = highest, others[0] = kept + sum;
+        if (r == 1) largest[1] = highest, others[1] = kept + sum;
       }
     }
 #pragma unroll

@@ -43,10 +43,12 @@ inline CamPlan plan(const Cam* views, int count) {
   const index_t splits = clamp(index_t(1024) / (count * call.batch), least, most);
   const index_t share = round_up((call.channels + splits - 1) / splits, index_t(64));
   const int vector = 16 / item;
-  bool vectorised = (call.channels_last ? call.channels : call.channels * call.positions) % vector == 0;
-  for (int view = 0; view < count; ++view) {
-    vectorised = vectorised && aligned(views[view].features);
-    vectorised = vectorised && (call.weighting == Weighting::pooled || aligned(views[view].gradients));
+  bool vectorised = true;
+  for (int i = 0; i < count; ++i) {  // the views may differ in their memory format
+    const Cam& view = views[i];
+    const index_t whole = view.channels_last ? view.channels : view.channels * view.positions;
+    vectorised = vectorised && whole % vector == 0 && aligned(view.features) &&
+                 (view.weighting == Weighting::pooled || aligned(view.gradients));
   }
   return {int((call.channels + share - 1) / share), int(share), vectorised};
 }

@@ -35,9 +35,17 @@ __device__ __forceinline__ int fresh(int number) {
   asm volatile("" : "+r"(number));
   return number;
 }
+template <class T>
+__device__ __forceinline__ T* fresh(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
 #else
 __device__ __forceinline__ int thread() { return int(threadIdx.x); }
-__device__ __forceinline__ int fresh(int number) { return number; }
+template <class T>
+__device__ __forceinline__ T fresh(T number) {
+  return number;
+}
 #endif
 __device__ __forceinline__ int lane() { return thread() % warp_threads; }
 __device__ __forceinline__ int warp() { return thread() / warp_threads; }

@@ -405,8 +405,9 @@ __device__ __forceinline__ void resample_phase(const ResamplePhase& phase, const
 // Gradient of one positive: what the contrast or the mse objective sends, and the consistency term.
 __device__ __forceinline__ double positive_gradient(const ResampleBackwardPhase& phase, int sample) {
   const ResampleBackward& call = phase.call;
-  if (phase.grad_loss.data == nullptr) return simt::gld(call.grad_positives + sample);
-  const double grad_loss = value_of(phase.grad_loss);
+  const Scalar scalar{fresh(phase.grad_loss.data), phase.grad_loss.float64};
+  if (scalar.data == nullptr) return simt::gld(call.grad_positives + sample);
+  const double grad_loss = value_of(scalar);
   const double share = phase.consistency * grad_loss / double(call.forward.batch);
   const double grad = call.forward.objective == Objective::mse
                           ? mse_gradient(simt::gld(call.forward.positives + sample), mse_share(grad_loss, call.forward))
