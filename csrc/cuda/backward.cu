@@ -20,7 +20,8 @@ Backward backward_of(const CgcBackward& given, Arena& arena) {
   call.views[0].grad_heatmaps = call.resample.grad_heatmaps = arena.take(bytes);
   call.views[1].grad_heatmaps = call.resample.grad_aug_heatmaps = arena.take(bytes);
   return {call.contrast,
-          {call.resample, table_of(call.resample.forward), call.consistency, call.contrast.grad_loss},
+          {call.resample, table_of(call.resample.forward), mse_share(1, call.resample.forward),
+           -call.consistency / double(cam.batch), call.contrast.grad_loss},
           cam_backward_phase_of(call.views, 2),
           0};
 }
@@ -59,7 +60,7 @@ int cgc_cuda_cam_backward(const cgc::CamBackward* call, const cgc::Launch* launc
 
 int cgc_cuda_resample_backward(const cgc::ResampleBackward* call, const cgc::Launch* launch) {
   Backward backward{};
-  backward.resample = {*call, table_of(call->forward), 0, {}};
+  backward.resample = {*call, table_of(call->forward), 0, 0, {}};
   return start_sequence(backward_for(call->forward.float64), {resample_back(call->forward)}, *launch, backward);
 }
 

@@ -33,8 +33,8 @@ struct ResamplePhase {
 struct ResampleBackwardPhase {
   ResampleBackward call;
   int table;
-  double consistency;
-  Scalar grad_loss;  // of the fused loss; null where grad_positives is all there is
+  double mse, consistency;  // gradients of a positive for a gradient 1 of the loss: of the mse objective, of the term
+  Scalar grad_loss;         // of the fused loss; null where grad_positives is all there is
 };
 
 // Numbers of one sample in shared memory, behind those of block_sum: the sums s of both views, then what `factors`
@@ -408,11 +408,10 @@ __device__ __forceinline__ double positive_gradient(const ResampleBackwardPhase&
   const Scalar scalar{fresh(phase.grad_loss.data), phase.grad_loss.float64};
   if (scalar.data == nullptr) return simt::gld(call.grad_positives + sample);
   const double grad_loss = value_of(scalar);
-  const double share = phase.consistency * grad_loss / double(call.forward.batch);
   const double grad = call.forward.objective == Objective::mse
-                          ? mse_gradient(simt::gld(call.forward.positives + sample), mse_share(grad_loss, call.forward))
+                          ? mse_gradient(simt::gld(call.forward.positives + sample), phase.mse * grad_loss)
                           : simt::gld(call.grad_positives + sample);
-  return grad - share;
+  return grad + phase.consistency * grad_loss;
 }
 
 // The inner products of the backward, and the factors of unit_gradient that follow from them. Leaves the Gram image of
