@@ -1,6 +1,7 @@
 # One virtual environment serves every target; each target does all the set-up that is still missing.
 #   make train PYTHON=python3.12 TORCH="torch==2.14.0"
 #   make test  TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   make test  CGC_CUDA=1 CGC_CUDA_ARCH="8.0 9.0 10.0"
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()))")
@@ -10,17 +11,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 PYTEST := $(BIN)/python -m pytest
 # One thread a worker; tests of multi-threading ask for their threads.
-TEST := OMP_NUM_THREADS=1 $(PYTEST) tests -n $(JOBS) --dist worksteal
+WORKERS := -n $(JOBS) --dist worksteal
+TEST := OMP_NUM_THREADS=1 $(PYTEST) tests $(WORKERS)
+INTERPRETED := OMP_NUM_THREADS=1 $(PYTEST) tests/interpreted $(WORKERS)
 
 CPP := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 # Other settings are another environment, or another build.
 stamp = $(VENV)/.$(1)-$(shell printf '%s' '$(2)' | cksum | cut -d' ' -f1)
 TORCH_INSTALLED := $(call stamp,torch,$(PYTHON) $(TORCH))
-INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CXX) $(CXXFLAGS) $(LDFLAGS))
+INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CGC_CUDA) $(CGC_CUDA_ARCH) $(CUDA_HOME) $(CXX) $(CXXFLAGS) $(LDFLAGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train results test test-full bench lint gpu clean
+.PHONY: help install train results test test-full bench lint gpu codegen mutants wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -39,7 +42,7 @@ $(INSTALLED): $(TORCH_INSTALLED) pyproject.toml setup.py
 	$(PIP) --no-build-isolation -e '.[train,test,bench,dev]'
 	touch $@
 
-# Written at the end of every build of the C++ library, so it is older than whatever changed since.
+# Written at the end of every build of the libraries, so it is older than whatever changed since.
 cgc_kernels/_build.json: $(filter csrc/%,$(CPP)) | $(INSTALLED)
 	$(BIN)/python setup.py -q build_ext --inplace
 
@@ -49,11 +52,18 @@ train: install ## train baseline and CGC on the embedded data: table and picture
 results: install ## the table of docs/results.md: every method, limited labels, harder images (hours; goes on when stopped)
 	$(BIN)/python python/experiments.py
 
+# Two processes: Triton reads TRITON_INTERPRET when it is imported.
 test: install ## all tests but the slow ones
 	$(TEST) -m 'not slow'
+	TRITON_INTERPRET=1 $(INTERPRETED)
 
 test-full: install ## all tests
 	$(TEST)
+	TRITON_INTERPRET=1 $(INTERPRETED)
+
+mutants: install ## wrong kernels, which the tests must notice (an hour or two; goes on when stopped)
+	$(BIN)/python -m tests.mutants triton --jobs $(JOBS)
+	$(BIN)/python -m tests.mutants cuda --jobs $(JOBS)
 
 bench: install ## benchmarks, against peers and floors
 	$(PYTEST) bench --benchmark-only
@@ -63,14 +73,19 @@ lint: install ## ruff and clang-format
 	$(BIN)/ruff format --check .
 	$(if $(CPP),$(BIN)/clang-format --dry-run -Werror $(CPP))
 
-gpu: install ## all tests and benchmarks that need a CUDA device, and the sanitizer
+codegen: install ## registers, spills, occupancy and instructions of the CUDA and Triton kernels, into docs
+	$(BIN)/python -m bench.cuda_codegen
+	$(BIN)/python -m bench.codegen
+
+wheel-check: install ## one wheel works under a CPU build of torch 2.13 and a CUDA build of torch 2.14 (downloads both)
+	$(BIN)/python tests/wheel.py
+
+gpu: install ## all that needs a CUDA device: tests, compute-sanitizer, benchmarks
 	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" \
 	  || { echo "make gpu needs a CUDA device and a CUDA build of torch (TORCH=...): none here" >&2; exit 1; }
 	$(PYTEST) tests -m gpu
-	@if [ -e cgc_kernels/_cuda.so ]; then \
-	  compute-sanitizer --error-exitcode 1 $(PYTEST) tests -m gpu; \
-	else echo "no CUDA library of ours: nothing for compute-sanitizer"; fi
+	$(BIN)/python tests/sanitize.py
 	$(PYTEST) bench --benchmark-only
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info cgc_kernels/_cpu.so cgc_kernels/_build.json
+	rm -rf $(VENV) build dist *.egg-info cgc_kernels/_cpu.so cgc_kernels/_cuda.so cgc_kernels/_build.json

@@ -225,5 +225,5 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 def _entry(backend: str, name: str, like: torch.Tensor, group=None, even: bool = False):
     checks.choice("backend", backend, backends.BACKENDS)
     checks.group(group, even)
-    chosen = backends.choose(backend, like.device)
+    chosen = backends.choose(backend, like.device, max(like.shape[-2:]))
     return chosen.entry_points[name] if group is None else distributed.entry_point(chosen, name, group, even)

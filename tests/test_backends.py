@@ -18,12 +18,13 @@ from cgc_kernels import CGCLoss, backends, cgc_loss, gradcam, heatmap_loss, info
 from cgc_kernels.__main__ import report
 
 NAMES = ("cuda", "triton", "cpp", "torch", "reference")
+GPU = next(name for name in ("cuda", "triton", "torch") if info()["backends"][name]["available"])  # of "auto"
 CPU = torch.device("cpu")
 
 
 def without_cpp(monkeypatch):
     library = import_module("cgc_kernels.ops.library")
-    monkeypatch.setattr(library, "_failure", "the C++ kernels were not built (a reason)")
+    monkeypatch.setitem(library._failures, "cpp", "the C++ kernels were not built (a reason)")
 
 
 def test_info():
@@ -37,15 +38,12 @@ def test_info():
     assert found["versions"]["cgc_kernels"] == cgc_kernels.__version__
     assert found["backends"]["torch"]["available"]
     assert found["backends"]["reference"]["available"]
-    for name in ("cuda", "triton"):
-        assert not found["backends"][name]["available"]
-        assert "use backend='auto'" in found["backends"][name]["reason"]
 
 
 @pytest.mark.parametrize("backend", [CPP])
 def test_info_with_the_binary(backend):
     found = info()
-    assert found["auto"] == {"cpu": "cpp", "cuda": "torch"}
+    assert found["auto"] == {"cpu": "cpp", "cuda": GPU}
     assert found["cpp"]["threads"] == torch.get_num_threads()
     assert found["cpp"]["instruction_set"] in ("baseline", "avx2", "avx512")
     assert f"cpp runs {found['cpp']['instruction_set']} code on" in report(found)
@@ -54,7 +52,7 @@ def test_info_with_the_binary(backend):
 def test_info_without_the_binary(monkeypatch):
     without_cpp(monkeypatch)
     found = info()
-    assert found["auto"] == {"cpu": "torch", "cuda": "torch"}
+    assert found["auto"] == {"cpu": "torch", "cuda": GPU}
     assert found["cpp"] == {}
     assert found["backends"]["cpp"]["reason"].startswith("the C++ kernels were not built (a reason); install a C++17")
     text = report(found)
@@ -76,7 +74,8 @@ def environment():
 
 
 def test_auto_takes_the_first_that_serves(monkeypatch):
-    assert backends.choose("auto", torch.device("cuda")) is backends.choose("torch", CPU)
+    cuda = torch.device("cuda")
+    assert backends.choose("auto", cuda) is backends.choose(GPU, cuda)
     assert backends.choose("auto", torch.device("meta")) is backends.choose("torch", CPU)
     without_cpp(monkeypatch)
     assert backends.choose("auto", CPU) is backends.choose("torch", CPU)
@@ -108,21 +107,56 @@ def test_cpp_needs_cpu_tensors(backend):
         backends.choose("cpp", torch.device("meta"))
 
 
-def test_a_binary_that_does_not_load_is_reported(monkeypatch, tmp_path):
-    library = import_module("cgc_kernels.ops.library")
-    (tmp_path / "_cpu.so").write_bytes(b"not a library")
+@pytest.fixture
+def library(monkeypatch):
+    """The module of the compiled libraries, as under a CUDA build of torch."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return import_module("cgc_kernels.ops.library")
+
+
+def test_maps_beyond_the_cuda_kernels(monkeypatch, library):
+    monkeypatch.setitem(library._failures, "cuda", None)
+    cuda, largest = torch.device("cuda"), backends.LARGEST_SIDE
+    assert backends.choose("auto", cuda, largest) is backends.cuda
+    assert backends.choose("auto", cuda, largest + 1) is not backends.cuda
+    with pytest.raises(RuntimeError, match="at most 32 cells each way, got 33; use backend='torch'"):
+        backends.choose("cuda", cuda, largest + 1)
+    with pytest.raises(RuntimeError, match="it needs CUDA tensors"):
+        backends.choose("cuda", CPU)
+
+
+LIBRARIES = pytest.mark.parametrize("name", ["cpp", "cuda"])
+
+
+@LIBRARIES
+def test_a_binary_that_does_not_load_is_reported(monkeypatch, tmp_path, library, name):
+    (tmp_path / library._LIBRARIES[name]).write_bytes(b"not a library")
     monkeypatch.setattr(library, "_FOLDER", tmp_path)
-    assert f"do not load under torch {torch.__version__}" in library._load()
+    assert f"do not load under torch {torch.__version__}" in library._load(name)
 
 
-@pytest.mark.parametrize("content", ['{"cpp": false, "reason": "CGC_CPP=0 was set"}', "not json", "{}", None])
-def test_the_reason_of_the_build_is_reported(monkeypatch, tmp_path, content):
-    library = import_module("cgc_kernels.ops.library")
+def test_a_cpu_build_of_torch_has_no_use_for_the_cuda_library(monkeypatch, library):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert library._load("cuda") == f"the installed torch {torch.__version__} is built without CUDA"
+
+
+BUILDS = (
+    '{"cpp": {"built": false, "reason": "CGC_CPP=0 was set"}, "cuda": {"built": false, "reason": "CGC_CPP=0 was set"}}',
+    '{"cpp": false, "reason": "an older shape"}',
+    "not json",
+    "{}",
+    None,
+)
+
+
+@LIBRARIES
+@pytest.mark.parametrize("content", BUILDS)
+def test_the_reason_of_the_build_is_reported(monkeypatch, tmp_path, library, name, content):
     if content is not None:
         (tmp_path / "_build.json").write_text(content)
     monkeypatch.setattr(library, "_FOLDER", tmp_path)
-    expected = "CGC_CPP=0 was set" if content and "cpp" in content else "never installed"
-    assert expected in library._load()
+    expected = "CGC_CPP=0 was set" if content == BUILDS[0] else "never installed"
+    assert expected in library._load(name)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "nonsense"])

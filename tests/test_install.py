@@ -1,7 +1,9 @@
 """The package installs with and without a compiler, says which, and its one binary fits every torch and processor."""
 
+import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -48,15 +51,16 @@ def tree(tmp_path: Path) -> Path:
 def full_tree(tmp_path: Path) -> Path:
     """A copy of the package with the real library, and with its objects where they have been compiled before."""
     copy_package(tmp_path)
-    for folder in ("csrc", "build/cpp"):
+    for folder in ("csrc", "build/cpp", "build/cuda"):
         if (ROOT / folder).exists():
             shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 
 
 def run(tree: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs Python in the tree, where only `environment` decides about C++."""
-    inherited = {name: value for name, value in os.environ.items() if name != "CGC_CPP"}
+    """Runs Python in the tree, where only `environment` decides about C++ and CUDA; without CUDA unless it asks."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("CGC_CPP", "CGC_CUDA_ARCH")}
+    inherited["CGC_CUDA"] = "0"
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=tree, env={**inherited, **environment}, text=True, capture_output=True)
 
@@ -75,19 +79,19 @@ def wheel(tree: Path, **environment: str) -> Path:
     return path
 
 
-def record(tree: Path) -> dict:
-    return json.loads((tree / "cgc_kernels" / "_build.json").read_text())
+def record(tree: Path, name: str = "cpp") -> dict:
+    return json.loads((tree / "cgc_kernels" / "_build.json").read_text())[name]
 
 
-def library(tree: Path) -> Path:
-    return tree / "cgc_kernels" / "_cpu.so"
+def library(tree: Path, name: str = "_cpu.so") -> Path:
+    return tree / "cgc_kernels" / name
 
 
 def assert_pure(tree: Path, done: subprocess.CompletedProcess, reason: str) -> None:
     """The build succeeded without a library, and both its output and its record give the reason."""
     assert done.returncode == 0, done.stderr
     assert not library(tree).exists()
-    assert record(tree)["cpp"] is False
+    assert record(tree)["built"] is False
     assert reason in record(tree)["reason"]
     assert "pure Python" in done.stderr
     assert reason in done.stderr
@@ -143,7 +147,7 @@ def test_unknown_request_fails(tree):
 @needs_compiler
 def test_only_what_changed_is_compiled_again(tree):
     assert build(tree, CGC_CPP="1").returncode == 0
-    assert record(tree)["cpp"] is True
+    assert record(tree)["built"] is True
     first = objects(tree)
     assert build(tree, CGC_CPP="1").returncode == 0
     assert objects(tree) == first
@@ -234,3 +238,150 @@ def test_library_asks_torch_for_the_stable_abi_only(full_tree):
     assert [
         name for name in wanted if name.startswith("_Z") and any(n in name for n in ("2at", "3c10", "5torch"))
     ] == []
+
+
+# ---- The CUDA library.
+
+# Stands for nvcc where only its version matters.
+FAKE_NVCC = """#!/bin/sh
+case "$*" in
+  --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+  --list-gpu-code) echo sm_90 ;;
+esac
+"""
+KERNEL = """
+__global__ void twice(float* x) { x[threadIdx.x] *= 2; }
+extern "C" __attribute__((visibility("default"))) int cgc_twice(float* x, cudaStream_t stream) {
+  twice<<<1, 32, 0, stream>>>(x);
+  return cudaGetLastError();
+}
+"""
+CUDA_OF_TORCH = torch.version.cuda
+NVCC = shutil.which(str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc") if "CUDA_HOME" in os.environ else "nvcc")
+
+needs_cuda = pytest.mark.skipif(
+    None in (COMPILER, NVCC, CUDA_OF_TORCH), reason="needs a C++ compiler, a CUDA toolkit and a CUDA build of torch"
+)
+
+
+@pytest.fixture
+def cuda_tree(tree: Path) -> Path:
+    """The tiny package with a kernel."""
+    (tree / "csrc" / "cuda").mkdir()
+    (tree / "csrc" / "cuda" / "twice.cu").write_text(KERNEL)
+    return tree
+
+
+def fake_toolkit(tree: Path) -> str:
+    """Value of CUDA_HOME."""
+    nvcc = tree / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(FAKE_NVCC)
+    nvcc.chmod(0o755)
+    return str(tree / "toolkit")
+
+
+def fake_torch(tree: Path, cuda: str | None) -> str:
+    """Value of PYTHONPATH, where torch was built with that version of CUDA."""
+    headers = tree / "other" / "torch" / "include" / "torch" / "csrc" / "stable"
+    headers.mkdir(parents=True)
+    (headers / "ops.h").touch()
+    package = tree / "other" / "torch"
+    (package / "__init__.py").touch()
+    (package / "version.py").write_text(f"__version__ = '2.14.1'\ncuda: Optional[str] = {cuda!r}\n")
+    return str(tree / "other")
+
+
+def assert_no_cuda(tree: Path, reason: str, **environment: str) -> None:
+    """Without a wish the package is built without CUDA and says why; CGC_CUDA=1 fails with the same reason."""
+    library(tree, "_cuda.so").touch()
+    done = build(tree, CGC_CPP="0", **{"CGC_CUDA": "", **environment})
+    assert done.returncode == 0, done.stderr
+    assert not library(tree, "_cuda.so").exists()
+    assert record(tree, "cuda")["built"] is False
+    assert reason in record(tree, "cuda")["reason"]
+    assert f"cgc_kernels: without CUDA: {record(tree, 'cuda')['reason']}" in done.stderr
+    done = build(tree, CGC_CPP="0", **{"CGC_CUDA": "1", **environment})
+    assert done.returncode != 0
+    assert "CGC_CUDA=1, but the CUDA library cannot be built: " in done.stderr
+    assert reason in done.stderr
+
+
+@needs_compiler
+def test_cuda_library_names_a_missing_toolkit(cuda_tree):
+    reason = "the CUDA kernels need a CUDA toolkit (set CUDA_HOME, or put its nvcc on the path)"
+    assert_no_cuda(cuda_tree, reason, CUDA_HOME="/nowhere", PYTHONPATH=fake_torch(cuda_tree, "13.0"))
+
+
+@needs_compiler
+def test_cuda_library_names_a_missing_cuda_build_of_torch(cuda_tree):
+    environment = {"CUDA_HOME": fake_toolkit(cuda_tree), "PYTHONPATH": fake_torch(cuda_tree, None)}
+    assert_no_cuda(cuda_tree, "the CUDA kernels need a CUDA build of torch (the installed", **environment)
+
+
+@needs_compiler
+def test_cuda_library_names_both(cuda_tree):
+    environment = {"CUDA_HOME": "/nowhere", "PYTHONPATH": fake_torch(cuda_tree, None)}
+    assert_no_cuda(cuda_tree, "nvcc on the path) and a CUDA build of torch", **environment)
+
+
+@needs_compiler
+def test_cuda_library_names_different_major_versions(cuda_tree):
+    environment = {"CUDA_HOME": fake_toolkit(cuda_tree), "PYTHONPATH": fake_torch(cuda_tree, "12.8")}
+    assert_no_cuda(cuda_tree, "same major version: nvcc is of CUDA 13.0, torch of CUDA 12.8", **environment)
+
+
+@needs_compiler
+def test_cuda_library_is_not_built_on_request(cuda_tree):
+    library(cuda_tree, "_cuda.so").touch()
+    done = build(cuda_tree, CGC_CPP="0", CGC_CUDA="0")
+    assert done.returncode == 0
+    assert not library(cuda_tree, "_cuda.so").exists()
+    assert "CGC_CUDA=0 was set" in record(cuda_tree, "cuda")["reason"]
+
+
+@needs_compiler
+def test_unknown_architecture_fails(cuda_tree):
+    environment = {"CUDA_HOME": fake_toolkit(cuda_tree), "PYTHONPATH": fake_torch(cuda_tree, "13.0")}
+    done = build(cuda_tree, CGC_CPP="0", CGC_CUDA="", CGC_CUDA_ARCH="8.0 hopper", **environment)
+    assert done.returncode != 0
+    assert "CGC_CUDA_ARCH must list architectures, as \"8.0 9.0+PTX\", got 'hopper'" in done.stderr
+
+
+@needs_cuda
+def test_both_libraries_are_built_and_go_into_one_wheel(cuda_tree):
+    path = wheel(cuda_tree, CGC_CPP="1", CGC_CUDA="1", CGC_CUDA_ARCH="9.0+PTX")
+    names = set(zipfile.ZipFile(path).namelist())
+    assert {"cgc_kernels/_cpu.so", "cgc_kernels/_cuda.so", "cgc_kernels/_build.json"} <= names
+    built = json.loads(zipfile.ZipFile(path).read("cgc_kernels/_build.json"))["cuda"]
+    assert (built["built"], built["architectures"]) == (True, ["9.0+PTX"])
+    (log,) = (cuda_tree / "build" / "cuda").glob("*.log")
+    assert "0 bytes spill stores" in log.read_text()
+
+
+@needs_cuda
+def test_only_what_changed_of_cuda_is_compiled_again(cuda_tree):
+    def times() -> list[int]:
+        wish = {"CGC_CPP": "1", "CGC_CUDA": "1", "CGC_CUDA_ARCH": "9.0"}
+        assert build(cuda_tree, **wish).returncode == 0
+        return [p.stat().st_mtime_ns for kind in ("cpp", "cuda") for p in (cuda_tree / "build" / kind).glob("*.o")]
+
+    first = times()
+    assert times() == first
+    (cuda_tree / "csrc" / "cuda" / "twice.cu").touch()
+    second = times()
+    assert second[:-1] == first[:-1]
+    assert second[-1] > first[-1]
+
+
+@needs_cuda
+@needs_nm
+def test_cuda_library_needs_neither_driver_nor_runtime_to_load(cuda_tree):
+    assert build(cuda_tree, CGC_CPP="0", CGC_CUDA="1", CGC_CUDA_ARCH="9.0").returncode == 0
+    path = library(cuda_tree, "_cuda.so")
+    needed = subprocess.check_output(["readelf", "-d", str(path)], text=True)
+    assert [line for line in needed.splitlines() if "NEEDED" in line and re.search(r"libcuda(rt)?\.so", line)] == []
+    # The runtime inside is ours alone: a name that it exported could replace that of the runtime torch uses.
+    defined = subprocess.check_output(["nm", "--dynamic", "--defined-only", str(path)], text=True)
+    assert [line.split()[-1] for line in defined.splitlines()] == ["cgc_twice"]
+    ctypes.CDLL(str(path))

@@ -9,37 +9,48 @@ from types import ModuleType
 from torch import device as Device
 
 from .. import ops
-from . import cpp, reference, torch, triton
+from . import cpp, cuda, reference, torch, triton
 
 BACKENDS = ("auto", "cuda", "triton", "cpp", "torch", "reference")
 
-_MODULES = {"triton": triton, "cpp": cpp, "torch": torch, "reference": reference}
+# Cells of a heatmap each way that the GPU kernels take: csrc/cuda/platform.cuh, triton/kernels/launch.py.
+LARGEST_SIDE = 32
+
+_MODULES = {"cuda": cuda, "triton": triton, "cpp": cpp, "torch": torch, "reference": reference}
 _AUTO_ORDER = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 
 def unavailable(name: str) -> str | None:
     """Why backend `name` cannot serve in this installation, with the remedy; None if it can."""
-    if name == "cuda":
-        return "this version of cgc_kernels has no cuda kernels; use backend='auto'"
-    return {"cpp": ops.unavailable, "triton": triton.unavailable}.get(name, lambda: None)()
+    if name in ("cpp", "cuda"):
+        return ops.unavailable(name)
+    return triton.unavailable() if name == "triton" else None
 
 
-def choose(name: str, device: Device) -> ModuleType:
-    """The module that serves backend `name` for tensors on `device`.
+def choose(name: str, device: Device, side: int = 1) -> ModuleType:
+    """The module that serves backend `name` for tensors on `device`, with heatmaps of at most `side` cells each way.
 
     "auto" takes the first available of cpp, torch on the CPU and of cuda, triton, torch on a GPU; "reference" is never
     chosen by itself. An explicit request that cannot be served raises RuntimeError with the reason and the remedy.
     """
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, ("torch",))
-        name = next(candidate for candidate in order if unavailable(candidate) is None)
+        name = next(candidate for candidate in order if _obstacle(candidate, device, side) is None)
+    reason = _obstacle(name, device, side)
+    if reason is not None:
+        raise RuntimeError(f"backend must be one that can serve this call, got {name!r}: {reason}")
+    return _MODULES[name]
+
+
+def _obstacle(name: str, device: Device, side: int) -> str | None:
+    """Why backend `name` cannot serve such a call, with the remedy; None if it can."""
     reason = unavailable(name)
     if reason is None and device.type not in _device_types(name, device):
         needed = " or ".join(kind.upper() for kind in _device_types(name, device))
         reason = f"it needs {needed} tensors, got tensors on {device}; use backend='auto' or move them"
-    if reason is not None:
-        raise RuntimeError(f"backend must be one that can serve this call, got {name!r}: {reason}")
-    return _MODULES[name]
+    if reason is None and name in ("cuda", "triton") and side > LARGEST_SIDE:
+        reason = f"its maps are at most {LARGEST_SIDE} cells each way, got {side}; use backend='torch'"
+    return reason
 
 
 def _device_types(name: str, device: Device) -> tuple[str, ...]:

@@ -9,7 +9,12 @@ import torch
 from .. import double_backward
 from .._version import __version__
 
-REMEDY = "install a C++17 compiler and run: CGC_CPP=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+_INSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
+_REMEDIES = {
+    "cpp": f"install a C++17 compiler and run: CGC_CPP=1 {_INSTALL}",
+    "cuda": f"install a CUDA toolkit of torch's own major version and run: CGC_CUDA=1 {_INSTALL}",
+}
+_LIBRARIES = {"cpp": "_cpu.so", "cuda": "_cuda.so"}
 
 _FOLDER = Path(__file__).parent.parent
 
@@ -38,33 +43,37 @@ class Namespace:
         self._library.impl(name, kernel, device_type.upper())
 
 
-def _load() -> str | None:
-    """Load the compiled library; returns why there is none, or None."""
-    library = _FOLDER / "_cpu.so"
+def _load(name: str) -> str | None:
+    """Load a compiled library, "cpp" or "cuda"; returns why there is none, or None."""
+    library = _FOLDER / _LIBRARIES[name]
+    kernels = {"cpp": "the C++ kernels", "cuda": "the CUDA kernels"}[name]
+    if name == "cuda" and torch.version.cuda is None:
+        return f"the installed torch {torch.__version__} is built without CUDA"
     if not library.exists():
-        return f"the C++ kernels were not built ({_build_reason()})"
+        return f"{kernels} were not built ({_build_reason(name)})"
     try:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
-        return f"the C++ kernels in {library.name} do not load under torch {torch.__version__}: {error}"
+        return f"{kernels} in {library.name} do not load under torch {torch.__version__}: {error}"
     return None
 
 
-def _build_reason() -> str:
+def _build_reason(name: str) -> str:
     try:
-        return json.loads((_FOLDER / "_build.json").read_text())["reason"]
-    except (OSError, ValueError, KeyError):
+        return json.loads((_FOLDER / "_build.json").read_text())[name]["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
         return "cgc_kernels runs from a source tree that was never installed"
 
 
-def unavailable() -> str | None:
-    """Why the compiled CPU kernels cannot serve, with the remedy; None if they can."""
-    return None if _failure is None else f"{_failure}; {REMEDY}"
+def unavailable(name: str) -> str | None:
+    """Why the compiled kernels "cpp" or "cuda" cannot serve, with the remedy; None if they can."""
+    failure = _failures[name]
+    return None if failure is None else f"{failure}; {_REMEDIES[name]}"
 
 
 def processor() -> dict:
     """Instruction set chosen for the C++ kernels and the number of threads they use; empty without them."""
-    if _failure is not None:
+    if _failures["cpp"] is not None:
         return {}
     return {"instruction_set": torch.ops.cgc_kernels.instruction_set(), "threads": torch.get_num_threads()}
 
@@ -81,4 +90,4 @@ def versions() -> dict:
 
 COMPILED = Namespace("cgc_kernels")
 COMPILED.define_plain("instruction_set() -> str")
-_failure = _load()
+_failures = {name: _load(name) for name in _LIBRARIES}

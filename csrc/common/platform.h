@@ -30,4 +30,9 @@ CGC_HD inline T clamp(T value, T low, T high) {
   return minimum(maximum(value, low), high);
 }
 
+template <class T>
+CGC_HD inline T round_up(T count, T multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
 }  // namespace cgc::CGC_ISA

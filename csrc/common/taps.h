@@ -7,30 +7,33 @@
 
 namespace cgc::CGC_ISA {
 
+// Pixels and cells of one axis: a view has at most 65536.
+using cell_t = std::int32_t;
+
 // (1 - share) * value[low] + share * value[high], share in [0, 1].
 struct Tap {
-  index_t low, high;
+  cell_t low, high;
   double share;
 };
 
 // Taps of `count` values at a position in [0, count - 1].
-CGC_HD inline Tap tap_at(double position, index_t count) {
-  const index_t low = index_t(position);
+CGC_HD inline Tap tap_at(double position, cell_t count) {
+  const cell_t low = cell_t(position);
   return {low, minimum(low + 1, count - 1), position - double(low)};
 }
 
 // Row `pixel` of U: `cells` values upsampled to `size` (align_corners = false).
-CGC_HD inline Tap upsample_tap(index_t pixel, index_t size, index_t cells) {
+CGC_HD inline Tap upsample_tap(cell_t pixel, cell_t size, cell_t cells) {
   const double position = (double(pixel) + 0.5) * (double(cells) / double(size)) - 0.5;
   return tap_at(clamp(position, 0.0, double(cells - 1)), cells);
 }
 
 // Row `pixel` of R: [start, start + length) of `size` pixels resized to `size`, clamped at the crop's own border. A
 // crop outside the view still reads inside it. `ratio` is length / size.
-CGC_HD inline Tap crop_tap(index_t pixel, index_t size, index_t start, index_t length, bool flip, double ratio) {
-  const index_t source = flip ? size - 1 - pixel : pixel;
-  const index_t first = clamp(start, index_t(0), size - 1);
-  const index_t count = clamp(length, index_t(1), size - first);
+CGC_HD inline Tap crop_tap(cell_t pixel, cell_t size, index_t start, index_t length, bool flip, double ratio) {
+  const cell_t source = flip ? size - 1 - pixel : pixel;
+  const cell_t first = cell_t(clamp(start, index_t(0), index_t(size - 1)));
+  const cell_t count = cell_t(clamp(length, index_t(1), index_t(size - first)));
   Tap tap = tap_at(clamp((double(source) + 0.5) * ratio - 0.5, 0.0, double(count - 1)), count);
   tap.low += first;
   tap.high += first;
@@ -40,7 +43,7 @@ CGC_HD inline Tap crop_tap(index_t pixel, index_t size, index_t start, index_t l
 // A weighted sum of `count` <= 4 coarse cells along one axis.
 struct Stencil {
   int count;
-  index_t cell[4];
+  cell_t cell[4];
   double share[4];
 };
 
@@ -66,7 +69,7 @@ CGC_HD inline Stencil blend(const Tap& low, double low_share, const Tap& high, d
 }
 
 // Source position of an augmented pixel under an inverse homography [3, 3]; false where nothing is seen.
-CGC_HD inline bool warp_source(const double* inverse, index_t x, index_t y, double& source_x, double& source_y) {
+CGC_HD inline bool warp_source(const double* inverse, cell_t x, cell_t y, double& source_x, double& source_y) {
   const double px = double(x), py = double(y);
   const double depth = inverse[6] * px + inverse[7] * py + inverse[8];
   source_x = (inverse[0] * px + inverse[1] * py + inverse[2]) / depth;
@@ -75,13 +78,15 @@ CGC_HD inline bool warp_source(const double* inverse, index_t x, index_t y, doub
 }
 
 // Stencil of a source position on the fine axis, zero outside; false if no fine pixel is touched (NaN included).
-CGC_HD inline bool warp_stencil(double position, index_t size, const Tap* upsample, Stencil& stencil) {
+// upsample(pixel) is the pixel's row of U.
+template <class F>
+CGC_HD inline bool warp_stencil(double position, cell_t size, F&& upsample, Stencil& stencil) {
   if (!(position > -1.0 && position < double(size))) return false;
   const double floor = std::floor(position);
   const double share = position - floor;
-  const index_t low = index_t(floor);
+  const cell_t low = cell_t(floor);
   const bool has_low = low >= 0, has_high = low + 1 < size;
-  stencil = blend(upsample[has_low ? low : 0], has_low ? 1 - share : 0.0, upsample[has_high ? low + 1 : size - 1],
+  stencil = blend(upsample(has_low ? low : 0), has_low ? 1 - share : 0.0, upsample(has_high ? low + 1 : size - 1),
                   has_high ? share : 0.0);
   return true;
 }

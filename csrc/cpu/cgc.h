@@ -14,13 +14,6 @@ inline double mean_of(index_t count, const double* values, double (*term)(double
   return total / double(count);
 }
 
-// ||a - o||^2 of unit maps. A cosine may exceed 1 by its rounding, a square is never negative; it is 0 only where a
-// warp sees nothing, whose map is zero.
-inline double square(double positive) {
-  if (positive == 0) return 1;
-  return positive > 1 ? 0 : 2 * (1 - positive);
-}
-
 template <class A, class G, class Acc>
 double cgc(const Cgc& call, ParallelFor parallel_for) {
   const Resample& resample = call.resample;
@@ -37,7 +30,7 @@ double cgc(const Cgc& call, ParallelFor parallel_for) {
   double loss = 0;
   if (resample.objective == Objective::mse) {
     for (index_t i = 0; i < resample.batch; ++i) call.contrast.row_losses[i] = 0;
-    loss = mean_of(resample.batch, resample.positives, square) / double(resample.size_h * resample.size_w);
+    loss = mean_of(resample.batch, resample.positives, unit_square) / double(resample.size_h * resample.size_w);
   } else {
     loss = contrast<Acc>(call.contrast, parallel_for);
   }
@@ -49,8 +42,8 @@ double cgc(const Cgc& call, ParallelFor parallel_for) {
 
 // Gradient of the positives of the mse objective.
 inline void mse_backward(const Resample& call, double grad_loss, double* grad_positives) {
-  const double share = -2 * grad_loss / (double(call.batch) * double(call.size_h * call.size_w));
-  for (index_t i = 0; i < call.batch; ++i) grad_positives[i] = call.positives[i] > 1 ? 0 : share;
+  const double share = mse_share(grad_loss, call);
+  for (index_t i = 0; i < call.batch; ++i) grad_positives[i] = mse_gradient(call.positives[i], share);
 }
 
 template <class A, class G, class Acc>
@@ -58,12 +51,13 @@ void cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
   const Resample& resample = call.resample.forward;
   const Grid grid(resample);
   double* grad_positives = call.contrast.grad_positives;
+  const double grad_loss = value_of(call.contrast.grad_loss);
   if (resample.objective == Objective::mse) {
-    mse_backward(resample, call.contrast.grad_loss, grad_positives);
+    mse_backward(resample, grad_loss, grad_positives);
   } else {
     contrast_backward<Acc>(call.contrast, parallel_for);
   }
-  const double share = call.consistency * call.contrast.grad_loss / double(resample.batch);
+  const double share = call.consistency * grad_loss / double(resample.batch);
   for (index_t i = 0; i < resample.batch; ++i) grad_positives[i] -= share;
   run(parallel_for, resample.batch, 1, [&](index_t begin, index_t end) {
     ResampleBackwardSample<Acc> unit(call.resample, grid);

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "../common/exponential.h"
+#include "../common/loss.h"
 #include "executor.h"
 
 namespace cgc::CGC_ISA {
@@ -29,8 +30,6 @@ struct Vector {
   typedef T type __attribute__((vector_size(vector_bytes), may_alias));
   static constexpr index_t lanes = vector_bytes / index_t(sizeof(T));
 };
-
-inline index_t round_up(index_t count, index_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // [B, N] padded with zeros to whole strips and whole vectors, and the same transposed within each strip of 64.
 template <class T>
@@ -144,7 +143,7 @@ class RowLoss {
     largest_ = highest;
   }
 
-  double value() const { return double(largest_) + std::log1p(others_ + std::expm1(-double(largest_))); }
+  double value() const { return row_loss(double(largest_), others_); }
 
  private:
   T largest_ = 0;
@@ -184,7 +183,7 @@ class ContrastGradient {
         keys_(call.forward.keys, batch_, call.forward.length),
         positives_(round_up(batch_, strip)),
         losses_(round_up(batch_, strip)),
-        scale_(call.grad_loss / (call.forward.temperature * double(batch_))) {
+        scale_(value_of(call.grad_loss) / (call.forward.temperature * double(batch_))) {
     for (index_t i = 0; i < round_up(batch_, strip); ++i) {
       positives_[i] = i < batch_ ? T(call.forward.positives[i]) : T(0);
       losses_[i] = i < batch_ ? T(call.forward.row_losses[i]) : T(0);

@@ -1,6 +1,7 @@
 // Compiled once per instruction set with -DCGC_ISA=<baseline|avx2|avx512> and the matching -march.
 #include "kernels.h"
 
+#include "../common/dispatch.h"
 #include "cgc.h"
 
 #define CGC_QUOTE(x) #x
@@ -9,33 +10,13 @@
 namespace cgc::CGC_ISA {
 namespace {
 
-// Calls visit with a value of the features', the gradients' and the accumulator's type; ops.cpp refuses other pairs.
-template <class F>
-auto with_types(const Cam& call, F&& visit) {
-  const bool wide = call.gradients_type == Type::float32;
-  switch (call.features_type) {
-    case Type::float64:
-      return visit(double{}, double{}, double{});
-    case Type::bfloat16:
-      return wide ? visit(bfloat16{}, float{}, float{}) : visit(bfloat16{}, bfloat16{}, float{});
-    case Type::float16:
-      return wide ? visit(float16{}, float{}, float{}) : visit(float16{}, float16{}, float{});
-    default:
-      return visit(float{}, float{}, float{});
-  }
-}
-
-template <class F>
-auto with_type(bool float64, F&& visit) {
-  return float64 ? visit(double{}) : visit(float{});
-}
-
 void run_cam(const Cam& call, ParallelFor parallel_for) {
-  with_types(call, [&](auto a, auto g, auto acc) { cam<decltype(a), decltype(g), decltype(acc)>(call, parallel_for); });
+  with_types<bfloat16, float16>(
+      call, [&](auto a, auto g, auto acc) { cam<decltype(a), decltype(g), decltype(acc)>(call, parallel_for); });
 }
 
 void run_cam_backward(const CamBackward& call, ParallelFor parallel_for) {
-  with_types(call.forward, [&](auto a, auto g, auto acc) {
+  with_types<bfloat16, float16>(call.forward, [&](auto a, auto g, auto acc) {
     cam_backward<decltype(a), decltype(g), decltype(acc)>(call, parallel_for);
   });
 }
@@ -57,13 +38,13 @@ void run_contrast_backward(const ContrastBackward& call, ParallelFor parallel_fo
 }
 
 double run_cgc(const Cgc& call, ParallelFor parallel_for) {
-  return with_types(call.views[0], [&](auto a, auto g, auto acc) {
+  return with_types<bfloat16, float16>(call.views[0], [&](auto a, auto g, auto acc) {
     return cgc<decltype(a), decltype(g), decltype(acc)>(call, parallel_for);
   });
 }
 
 void run_cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
-  with_types(call.views[0].forward, [&](auto a, auto g, auto acc) {
+  with_types<bfloat16, float16>(call.views[0].forward, [&](auto a, auto g, auto acc) {
     cgc_backward<decltype(a), decltype(g), decltype(acc)>(call, parallel_for);
   });
 }

@@ -1,94 +1,13 @@
-// The CPU kernels as their caller sees them: plain structures and one table of functions per instruction set.
-// Torch-free.
+// The CPU kernels as their caller sees them: one table of functions per instruction set. Torch-free.
 #pragma once
 
-#include <cstdint>
+#include "../common/calls.h"
 
 namespace cgc {
 
 // How a kernel runs its loop: body(begin, end, context) over disjoint parts of [0, count).
 using Body = void (*)(std::int64_t begin, std::int64_t end, void* context);
 using ParallelFor = void (*)(std::int64_t count, std::int64_t grain, Body body, void* context);
-
-enum class Type { float32, float64, bfloat16, float16 };
-enum class Weighting { pooled, mean, elementwise };
-enum class Objective { released, paper, mse };
-
-// "acc" below is float64 where the features are float64, float32 otherwise; P = H * W.
-struct Cam {
-  std::int64_t batch, channels, positions;
-  Type features_type, gradients_type;
-  Weighting weighting;
-  bool channels_last;     // of features and of 4-D gradients: [B, P, C] in memory rather than [B, C, P]
-  const void* features;   // [B, C, P]
-  const void* gradients;  // [B, C, P], or [B, C] for Weighting::pooled
-  void* heatmaps;         // acc [B, P]
-  void* weights;          // acc [B, C], written for Weighting::mean
-};
-
-// Weighting::mean does not occur: its weights come back as pooled gradients of type acc.
-struct CamBackward {
-  Cam forward;
-  const void* grad_heatmaps;  // acc [B, P]
-  void* grad_features;        // as features, null if not wanted
-  void* grad_gradients;       // as gradients, null if not wanted
-};
-
-struct Resample {
-  std::int64_t batch, height, width, size_h, size_w;
-  double eps;
-  Objective objective;
-  bool float64;               // type of heatmaps, rows and keys; float32 otherwise
-  const void* heatmaps;       // [B, P]
-  const void* aug_heatmaps;   // [B, P]
-  const std::int64_t* crops;  // [B, 5] (top, left, height, width, flip), or null
-  const double* inverses;     // [B, 3, 3], or null
-  void* rows;                 // [B, P], unused for Objective::mse
-  void* keys;                 // [B, P], unused for Objective::mse
-  double* positives;          // [B]
-  double* state;              // [B, 3, P]: T o, its gram image and the adjoint of a, all on the coarse grid
-};
-
-struct ResampleBackward {
-  Resample forward;
-  const void* grad_rows;         // [B, P], unused for Objective::mse
-  const void* grad_keys;         // [B, P], unused for Objective::mse
-  const double* grad_positives;  // [B]
-  void* grad_heatmaps;           // [B, P]
-  void* grad_aug_heatmaps;       // [B, P]
-};
-
-struct Contrast {
-  std::int64_t batch, length;
-  double temperature;
-  bool float64;             // type of rows and keys; float32 otherwise
-  const void* rows;         // [B, N]
-  const void* keys;         // [B, N]
-  const double* positives;  // [B]
-  double* row_losses;       // [B]
-};
-
-struct ContrastBackward {
-  Contrast forward;
-  double grad_loss;
-  void* grad_rows;         // [B, N]
-  void* grad_keys;         // [B, N]
-  double* grad_positives;  // [B]
-};
-
-struct Cgc {
-  Cam views[2];
-  Resample resample;
-  Contrast contrast;
-  double consistency;
-};
-
-struct CgcBackward {
-  CamBackward views[2];  // grad_heatmaps unused: it never leaves the loop over samples
-  ResampleBackward resample;
-  ContrastBackward contrast;
-  double consistency;
-};
 
 struct Kernels {
   const char* name;

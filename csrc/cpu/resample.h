@@ -158,8 +158,8 @@ class Operator {
         double x, y;
         Stencil from_y, from_x;
         if (!warp_source(inverse, column, row, x, y)) continue;
-        if (!warp_stencil(y, grid_.y.size, grid_.y.taps, from_y)) continue;
-        if (!warp_stencil(x, grid_.x.size, grid_.x.taps, from_x)) continue;
+        if (!warp_stencil(y, grid_.y.size, [&](cell_t i) { return grid_.y.taps[i]; }, from_y)) continue;
+        if (!warp_stencil(x, grid_.x.size, [&](cell_t i) { return grid_.x.taps[i]; }, from_x)) continue;
         visit(grid_.y.taps[row], grid_.x.taps[column], from_y, from_x);
       }
     }
@@ -205,7 +205,7 @@ double normalise(const Grid& grid, const T* heatmap, double eps, double* m) {
   for (index_t i = 0, p = 0; i < grid.y.cells; ++i) {
     for (index_t j = 0; j < grid.x.cells; ++j, ++p) sum += grid.y.sums[i] * grid.x.sums[j] * double(heatmap[p]);
   }
-  for (index_t p = 0; p < grid.count(); ++p) m[p] = double(heatmap[p]) / (sum + eps) + eps;
+  for (index_t p = 0; p < grid.count(); ++p) m[p] = normalised(double(heatmap[p]), sum, eps);
   return sum;
 }
 
@@ -218,7 +218,7 @@ void normalise_backward(const Grid& grid, const T* heatmap, double sum, double e
   const double divisor = normalisation_divisor(sum, eps);
   for (index_t i = 0, p = 0; i < grid.y.cells; ++i) {
     for (index_t j = 0; j < grid.x.cells; ++j, ++p) {
-      grad_heatmap[p] = T((grad_m[p] - inner * grid.y.sums[i] * grid.x.sums[j]) / divisor);
+      grad_heatmap[p] = T(normalisation_gradient(grad_m[p], inner, grid.y.sums[i], grid.x.sums[j], divisor));
     }
   }
 }
@@ -333,9 +333,10 @@ class ResampleBackwardSample {
       operator_.adjoint(grad_rows_, mapped_);
     }
     for (index_t p = 0; p < n; ++p) {
-      original_[p] =
-          seen_scale * (mapped_[p] + grad * aug_scale * augmented_seen[p] - seen_radial * seen_scale * seen_gram[p]);
-      augmented_[p] = aug_scale * (aug_direction[p] + grad * seen_scale * seen[p] - aug_radial * aug_scale * image_[p]);
+      original_[p] = unit_gradient(seen_scale, mapped_[p], grad * aug_scale, augmented_seen[p],
+                                   seen_radial * seen_scale, seen_gram[p]);
+      augmented_[p] =
+          unit_gradient(aug_scale, aug_direction[p], grad * seen_scale, seen[p], aug_radial * aug_scale, image_[p]);
     }
   }
 

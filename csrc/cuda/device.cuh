@@ -1,0 +1,63 @@
+// What the launchers ask of the device. The emulator of the tests has one that holds four blocks.
+#pragma once
+
+#include "platform.cuh"
+
+namespace cgc::CGC_ISA {
+
+#ifdef __CUDACC__
+
+// Blocks of a kernel that the current device holds at once; the error if it cannot be asked.
+struct Residency {
+  int blocks = 0;
+  bool cooperative = false;  // the device takes cooperative grids, and this one leaves it half full or fuller
+  cudaError_t error = cudaSuccess;
+};
+
+template <class Kernel>
+Residency residency(Kernel kernel, index_t shared_bytes) {
+  Residency found;
+  int device = 0, processors = 0, threads = 0, cooperative = 0, blocks = 0;
+  const auto attempt = [&](cudaError_t error) {
+    if (found.error == cudaSuccess) found.error = error;
+  };
+  attempt(cudaGetDevice(&device));
+  attempt(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  attempt(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device));
+  attempt(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
+  if (shared_bytes > 48 * 1024) {  // more must be asked for
+    attempt(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  }
+  attempt(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block_threads, std::size_t(shared_bytes)));
+  found.blocks = blocks * processors;
+  found.cooperative = cooperative != 0 && 2 * blocks * block_threads >= threads;
+  if (found.error != cudaSuccess) cudaGetLastError();  // it is returned; the next caller must not meet it
+  return found;
+}
+
+inline const char* error_name(int code) { return cudaGetErrorString(cudaError_t(code)); }
+
+constexpr int too_large = cudaErrorCooperativeLaunchTooLarge, not_supported = cudaErrorNotSupported;
+inline void forget_error() { cudaGetLastError(); }
+
+#else
+
+struct Residency {
+  int blocks = 4;
+  bool cooperative = true;
+  int error = 0;
+};
+
+template <class Kernel>
+Residency residency(Kernel, index_t) {
+  return {};
+}
+
+inline const char* error_name(int) { return "the emulated launch did not end"; }
+
+constexpr int too_large = -1, not_supported = -2;
+inline void forget_error() {}
+
+#endif
+
+}  // namespace cgc::CGC_ISA

@@ -1,0 +1,329 @@
+"""The CUDA kernels, executed on the CPU by the emulator, against the torch backend in float64."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import simt
+import torch
+from cases import VIEWS, assert_same_loss, cases, evaluate, examples, lay_out, noise_floors, simple_case
+from compare import assert_close, assert_low_precision, assert_same_bits
+from hypothesis import given, settings
+from test_golden import DATA, call, expected, mse_floor
+
+from cgc_kernels import gradcam, heatmap_loss
+
+pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
+
+FORMS = ("cooperative", "sequence")
+LAYOUTS = ("contiguous", "channels_last")
+WEIGHTINGS = ("pooled", "gradcam", "elementwise")
+
+
+@pytest.fixture(scope="session")
+def kernels():
+    from cuda_emulation import Emulation
+
+    return Emulation()
+
+
+@pytest.fixture(scope="session")
+def watched():
+    from cuda_emulation import Emulation
+
+    return Emulation("instrumented")
+
+
+def case_of(batch, channels, side, weighting="elementwise", layout="contiguous", **rest):
+    """A case with ordinary heatmaps; weighting "pooled" is gradcam with [B, C] gradients."""
+    pooled = weighting == "pooled"
+    given_ = simple_case(
+        batch=batch, channels=channels, side=side, pooled=pooled, weighting="gradcam" if pooled else weighting, **rest
+    )
+    return given_._replace(views=tuple(lay_out(v, layout) for v in given_.views))
+
+
+def compare(kernels, case, form, blocks=3, tol=1e-10):
+    with kernels.running(form, blocks):
+        actual = evaluate(case, "cuda")
+    assert_same_loss(actual, evaluate(case, "torch"), case, tol)
+
+
+# ---- Results
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", DATA)
+def test_golden_cases(kernels, name, form, layout):
+    for objective in ("released", "mse"):
+        with kernels.running(form, blocks=3):
+            loss, grads = evaluate(call(name, objective, layout), "cuda")
+        expected_loss, expected_grads = expected(name, objective)
+        assert_close(loss, expected_loss, 1e-10, floor=mse_floor(objective), what="loss")
+        for key in VIEWS:
+            assert_close(grads[key], expected_grads[key], 1e-10, what=key)
+
+
+SHAPES = [
+    (1, 1, (1, 1)),
+    (2, 3, (7, 7)),
+    (3, 49, (7, 9)),
+    (15, 8, (1, 3)),
+    (16, 64, (7, 7)),
+    (17, 257, (3, 5)),
+    (33, 3, (7, 7)),
+    (65, 5, (2, 2)),
+    (2, 64, (14, 14)),
+    (3, 24, (16, 16)),
+    (2, 7, (17, 17)),
+    (2, 8, (32, 32)),
+    (1, 1300, (2, 3)),
+]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(kernels, shape, layout, weighting):
+    """Odd and even, smaller and larger than a block's share in every dimension; every objective and transform."""
+    index = SHAPES.index(shape) + WEIGHTINGS.index(weighting)
+    objective = ("released", "paper", "mse")[index % 3]
+    transform = ("crop", "warp")[index % 2]
+    case = case_of(*shape, weighting, layout, objective=objective, transform=transform, consistency=0.7)
+    compare(kernels, case, FORMS[index % 2], blocks=1 + index % 4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+@pytest.mark.parametrize("transform", ["crop", "warp"])
+def test_objectives_and_transforms(kernels, transform, objective, form):
+    case = case_of(5, 12, (4, 6), objective=objective, transform=transform, consistency=2.0)
+    compare(kernels, case, form)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.012, 0.07, 1.0, 10.0])
+def test_temperatures(kernels, temperature):
+    compare(kernels, case_of(37, 4, (3, 3), temperature=temperature), "cooperative", tol=1e-9)
+
+
+def test_whatever_the_loss_takes(kernels):
+    """Dead, near-dead, equal and one-pixel heatmaps, blind warps, crops of every kind, any eps."""
+
+    @settings(examples, max_examples=60)
+    @given(cases())
+    def check(case):
+        for form in FORMS:
+            with kernels.running(form, blocks=2):
+                actual = evaluate(case, "cuda")
+            assert_same_loss(actual, evaluate(case, "reference"), case)
+
+    check()
+
+
+@pytest.mark.parametrize("layouts", [LAYOUTS, LAYOUTS[::-1]])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_views_of_two_memory_formats(kernels, channels, layouts):
+    """Vectors fit one view and not the other: [3, 2 x 2] numbers are whole vectors where rows of 3 channels are not."""
+    case = case_of(3, channels, (2, 2), "gradcam")
+    case = case._replace(views=tuple(lay_out(v, layouts[i // 2]) for i, v in enumerate(case.views)))
+    compare(kernels, case, "cooperative")
+
+
+def test_stages_by_themselves(kernels):
+    """gradcam() and heatmap_loss() run the same steps, each as a sequence."""
+    for layout in LAYOUTS:
+        for weighting in WEIGHTINGS:
+            features, gradients, *_ = case_of(3, 1300, (3, 3), weighting, layout).views
+            leaves = [t.detach().requires_grad_() for t in (features, gradients)]
+            kind = "elementwise" if weighting == "elementwise" else "gradcam"
+            results = []
+            for backend in ("cuda", "torch"):
+                with kernels.running(blocks=2):
+                    maps = gradcam(*leaves, weighting=kind, backend=backend)
+                    results.append([maps, *torch.autograd.grad(maps.square().sum(), leaves)])
+            for got, wanted in zip(*results, strict=True):
+                assert_close(got, wanted, 1e-11)
+    case = simple_case(batch=6)
+    maps = torch.rand(2, 6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    results = []
+    for backend in ("cuda", "torch"):
+        with kernels.running():
+            loss = heatmap_loss(*maps, case.transform, image_size=(9, 11), backend=backend, consistency=0.5)
+            results.append([loss, *torch.autograd.grad(loss, maps)])
+    for got, wanted in zip(*results, strict=True):
+        assert_close(got, wanted, 1e-10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_float32(kernels, weighting, layout):
+    for i, (side, channels) in enumerate((((7, 7), 64), ((5, 3), 13))):
+        case = case_of(5, channels, side, weighting, layout, consistency=0.5).to(torch.float32)
+        truth = case.to(torch.float64)
+        with kernels.running(FORMS[i], blocks=3):
+            actual = evaluate(case, "cuda")
+        assert actual[0].dtype == torch.float32
+        assert_same_loss(actual, evaluate(truth, "torch"), truth, 1e-5, grad_tol=1e-4, oracle=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("gradients", ["same", "float32"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(kernels, dtype, gradients, weighting, layout):
+    for i, channels in enumerate((64, 13)):
+        case = case_of(4, channels, (7, 7), weighting, layout)
+        case = case.to(dtype, torch.float32 if gradients == "float32" else dtype)
+        with kernels.running(FORMS[i], blocks=3):
+            loss, grads = evaluate(case, "cuda")
+        peer_loss, peer_grads = evaluate(case, "torch")
+        exact_loss, exact_grads = evaluate(case.to(torch.float64), "torch")
+        assert_low_precision(loss, peer_loss, exact_loss, "loss", ulps=4)
+        for i, name in enumerate(VIEWS):
+            assert grads[name].dtype == case.views[i].dtype
+            ulps = 2 if grads[name].dtype == dtype else 50
+            floor = noise_floors(case)[name].max().item() * math.sqrt(grads[name].numel())
+            assert_low_precision(grads[name], peer_grads[name], exact_grads[name], name, ulps=ulps, floor=floor)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_nan_makes_the_loss_nan(kernels, form):
+    for dtype in (torch.float64, torch.float32):
+        case = case_of(3, 4, (3, 3)).to(dtype)
+        case.views[2][1, 0, 0, 0] = math.nan
+        with kernels.running(form, blocks=2):
+            loss, _ = evaluate(case, "cuda")
+        assert loss.isnan()
+
+
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False, False), (False, True, False, True), (False, False, True, False)]
+)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_only_what_is_asked_for(kernels, weighting, wanted):
+    case = case_of(3, 8, (3, 4), weighting)
+    with kernels.running("cooperative", blocks=2):
+        _, grads = evaluate(case, "cuda", wanted)
+    _, exact = evaluate(case, "torch", wanted)
+    assert grads.keys() == exact.keys()
+    for name, grad in grads.items():
+        assert_close(grad, exact[name], 1e-10, what=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_schedule_gives_the_same_bits(kernels, dtype):
+    """Any order of threads and blocks, any number of blocks, either form."""
+    case = case_of(18, 72, (5, 5), "gradcam").to(dtype)
+    results = []
+    for seed in range(10):
+        with kernels.running(FORMS[seed % 2], blocks=1 + seed % 4, seed=seed):
+            results.append(evaluate(case, "cuda"))
+    for loss, grads in results[1:]:
+        assert_same_bits(loss, results[0][0])
+        for name in VIEWS:
+            assert_same_bits(grads[name], results[0][1][name], name)
+
+
+# ---- What the emulator sees
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout, form):
+    index = WEIGHTINGS.index(weighting)
+    for transform, dtype in (("crop", torch.float32), ("warp", torch.bfloat16), ("crop", torch.float64)):
+        objective = ("released", "paper", "mse")[(index + (dtype == torch.float64)) % 3]
+        case = case_of(3, 12, (4, 4), weighting, layout, transform=transform, objective=objective, size=(5, 7)).to(
+            dtype
+        )
+        with watched.running(form, blocks=2, seed=1 + index, yield_p=0.05):
+            evaluate(case, "cuda")
+            watched.emulator.assert_clean()
+
+
+def traffic(watched, case):
+    """Bytes that move, and the traffic of the features, of the forward and of the backward."""
+    emulator, found = watched.emulator, []
+    leaves = [v.detach().requires_grad_() for v in case.views]
+    from cgc_kernels import cgc_loss
+
+    with watched.running("cooperative", blocks=4):
+        loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
+        emulator.assert_clean()
+        found.append(moved(emulator))
+        grad = torch.ones_like(loss)
+        emulator.setup()
+        loss.backward(grad)
+        emulator.assert_clean()
+        found.append(moved(emulator))
+    return found
+
+
+NAMES = (
+    "features", "gradients", "heatmaps", "weights", "rows", "keys", "positives", "state", "row_losses", "loss",
+    "transform", "workspace", "grad", "grad_loss", "upstream",
+)  # fmt: skip
+
+
+def moved(emulator):
+    """Distinct bytes of every warp request, and the requests of the features and gradients."""
+    total, large = 0, []
+    for name in NAMES:
+        for direction in (emulator.loads, emulator.stores):
+            try:
+                one = direction(name)
+            except KeyError:
+                continue
+            total += one.distinct
+            if name in ("features", "gradients", "grad"):
+                large.append(one)
+    return total, large
+
+
+@pytest.mark.parametrize("side", [(7, 7), (14, 14)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_bytes_and_sectors(watched, weighting, layout, side):
+    """At most 1.05 times what must move (docs/mathematics.md, section 5), in well-used sectors."""
+    batch, channels = 8, 256
+    case = case_of(batch, channels, side, weighting, layout, size=(28, 28)).to(torch.float32)
+    tensor = batch * channels * math.prod(side) * 4
+    floors = {"pooled": (2, 4), "gradcam": (4, 4), "elementwise": (4, 8)}[weighting]
+    for (total, large), floor, what in zip(traffic(watched, case), floors, ("forward", "backward"), strict=True):
+        assert total <= 1.05 * floor * tensor, (what, total / (floor * tensor))
+        requests = [one for one in large if one.requests]
+        used = sum(one.distinct for one in requests) / (32 * sum(one.sectors for one in requests))
+        assert used >= 0.9, (what, used)
+
+
+ASAN = """
+import torch
+from cases import evaluate, lay_out, simple_case
+from cuda_emulation import Emulation
+
+kernels = Emulation("asan")
+for layout in ("contiguous", "channels_last"):
+    for dtype, weighting in ((torch.float32, "elementwise"), (torch.bfloat16, "gradcam"), (torch.float64, "gradcam")):
+        for form in ("cooperative", "sequence"):
+            for channels in (9, 16):
+                case = simple_case(batch=3, channels=channels, side=(3, 5), weighting=weighting).to(dtype)
+                case = case._replace(views=tuple(lay_out(v, layout) for v in case.views))
+                with kernels.running(form, blocks=2):
+                    loss, _ = evaluate(case, "cuda")
+                assert loss.isfinite()
+print("clean")
+"""
+
+
+def test_address_sanitizer():
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**simt.asan_environment(), "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", ASAN], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert run.stdout.split() == ["clean"]
