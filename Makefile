@@ -49,7 +49,7 @@ cgc_kernels/_build.json: $(filter csrc/%,$(CPP)) | $(INSTALLED)
 train: install ## train baseline and CGC on the embedded data: table and pictures (minutes)
 	$(BIN)/python python/train.py --compare
 
-results: install ## the table of docs/results.md: every method, limited labels, harder images (hours; goes on when stopped)
+results: install ## every method on limited labels and harder images: a table (hours; goes on when stopped)
 	$(BIN)/python python/experiments.py
 
 # Two processes: Triton reads TRITON_INTERPRET when it is imported.
@@ -85,7 +85,7 @@ gpu: install ## all that needs a CUDA device: tests, compute-sanitizer, benchmar
 	  || { echo "make gpu needs a CUDA device and a CUDA build of torch (TORCH=...): none here" >&2; exit 1; }
 	$(PYTEST) tests -m gpu
 	$(BIN)/python tests/sanitize.py
-	$(PYTEST) bench --benchmark-only
+	$(BIN)/python -m bench.gpu
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info cgc_kernels/_cpu.so cgc_kernels/_cuda.so cgc_kernels/_build.json

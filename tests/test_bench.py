@@ -179,3 +179,26 @@ def test_memory_is_measured_in_a_fresh_process():
 def test_no_two_cases_share_a_name():
     cases = {case for module in (bench_cam, bench_cgc, bench_contrast, bench_resample) for case in module.EXHAUSTIVE}
     assert len({str(case) for case in cases}) == len(cases)
+
+
+def test_the_gpu_benchmark_runs_anywhere():
+    """Its code, on the CPU: figures of every candidate, ratios within rounds."""
+    from bench import gpu
+
+    case = Case("cgc", "pooled", shape=(4, 16, 5, 4), image_size=12)
+    figures = gpu.measure(case, "cpu", rounds=2, backends=("torch",), copy_bytes=1 << 16)
+    assert figures.floor_bytes == 6 * 4 * 16 * 20 * 4
+    assert set(figures.seconds) == {"copy", "vectorised", "compiled", "torch"}
+    assert all(len(times) == 2 and min(times) > 0 for times in figures.seconds.values())
+    figures.seconds |= {"copy": [1.0, 1.0], "torch": [0.5, 0.25], "vectorised": [1.0, 1.0]}
+    assert figures.over("vectorised", "torch") == 3.0
+    assert figures.share_of_bandwidth("torch") == figures.floor_bytes / (2 << 16) * 3
+    assert "| torch | 375.000 |" in gpu.table([figures])
+
+
+@pytest.mark.gpu
+def test_the_gpu_benchmark_on_a_gpu():
+    from bench import gpu
+
+    figures = gpu.measure(Case("cgc", "elementwise", "channels_last", shape=(8, 64, 7, 7)), "cuda", rounds=3)
+    assert figures.share_of_bandwidth("triton") > 0
