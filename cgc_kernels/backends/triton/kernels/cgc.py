@@ -45,8 +45,8 @@ def cgc_backward_kernel(
     else:
         grad_positive = tl.load(grad_positives + sample)
     grad, heatmap = map_gradient(
-        view, sample, heatmaps, heatmaps + batch.to(tl.int64) * P, transform, state, grad_rows, grad_keys, grad_positive,
-        size_h, size_w, exactly(eps, COMPUTE), H, W, H2, W2, STEP, CROP, OBJECTIVE, COMPUTE,
+        view, sample, heatmaps, heatmaps + batch.to(tl.int64) * P, transform, state, grad_rows, grad_keys,
+        grad_positive, size_h, size_w, exactly(eps, COMPUTE), H, W, H2, W2, STEP, CROP, OBJECTIVE, COMPUTE,
     )  # fmt: skip
     grad = tl.reshape(relu_gradient(heatmap, grad).to(D), [H2 * W2])
     position = tl.arange(0, P2)
