@@ -58,8 +58,10 @@ def test_near_dead_heatmaps_have_damped_gradients():
         backend.resample(*leaves, transform("crop"), SIZE, 1e-8, "released")[2].sum().backward()
         grads.append([leaf.grad[i] for leaf in leaves for i in range(3)])
     for i, (ours, theirs) in enumerate(zip(*grads, strict=True)):
-        # That of the one-pixel crop is what rounding leaves of terms of order one.
-        assert_close(ours, theirs, 1e-9, floor=1e-3, what=f"gradient {i}")
+        if i == 2:  # a crop of one pixel is constant whatever the map: what is left is rounding of terms of order one
+            assert max(ours.abs().max(), theirs.abs().max()) < 1e-13
+        else:
+            assert_close(ours, theirs, 1e-9, what=f"gradient {i}")
 
 
 @pytest.mark.parametrize("given", test_ops.RESAMPLES)
