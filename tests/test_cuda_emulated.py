@@ -280,25 +280,32 @@ def moved(emulator):
             except KeyError:
                 continue
             total += one.distinct
-            if name in ("features", "gradients", "grad"):
+            if one.requests and name in ("features", "gradients", "grad"):
                 large.append(one)
     return total, large
 
 
+# Of the floor. What is no feature tensor is in float32 and double whatever the features are.
+ALLOWED = {torch.float32: 1.05, torch.bfloat16: 1.10}
+
+
+@pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize("side", [(7, 7), (14, 14)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_bytes_and_sectors(watched, weighting, layout, side):
-    """At most 1.05 times what must move (docs/mathematics.md, section 5), in well-used sectors."""
+def test_bytes_and_sectors(watched, weighting, layout, side, dtype):
+    """Little more than must move (docs/mathematics.md, section 5), in well-used sectors."""
     batch, channels = 8, 256
-    case = case_of(batch, channels, side, weighting, layout, size=(28, 28)).to(torch.float32)
-    tensor = batch * channels * math.prod(side) * 4
+    case = case_of(batch, channels, side, weighting, layout, size=(28, 28)).to(dtype)
+    tensor = batch * channels * math.prod(side) * dtype.itemsize
     floors = {"pooled": (2, 4), "gradcam": (4, 4), "elementwise": (4, 8)}[weighting]
     for (total, large), floor, what in zip(traffic(watched, case), floors, ("forward", "backward"), strict=True):
-        assert total <= 1.05 * floor * tensor, (what, total / (floor * tensor))
-        requests = [one for one in large if one.requests]
-        used = sum(one.distinct for one in requests) / (32 * sum(one.sectors for one in requests))
-        assert used >= 0.9, (what, used)
+        assert total <= ALLOWED[dtype] * floor * tensor, (what, total / (floor * tensor))
+        used = sum(one.distinct for one in large) / (32 * sum(one.sectors for one in large))
+        assert used >= 0.93, (what, used)
+        # Contiguous maps of odd size: a block's last warp may begin and end inside a sector.
+        wasteful = sum(one.wasteful for one in large) / sum(one.requests for one in large)
+        assert wasteful <= (0.0 if layout == "channels_last" else 0.03), (what, wasteful)
 
 
 ASAN = """

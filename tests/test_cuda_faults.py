@@ -27,13 +27,13 @@ LEAN += [
     for way in ("forward", "backward")
 ]
 
-CAM, RESAMPLE, CONTRAST = (f"csrc/cuda/{stage}.cuh" for stage in ("cam", "resample", "contrast"))
-PLATFORM, CGC, LAUNCH = (f"csrc/cuda/{name}.cuh" for name in ("platform", "cgc", "launch"))
+CAM, WALK, CONTRAST, CGC = (f"csrc/cuda/{name}.cuh" for name in ("cam", "walk", "contrast", "cgc"))
+PLATFORM, LAUNCH = (f"csrc/cuda/{name}.cuh" for name in ("platform", "launch"))
 
 # name -> file, text that occurs once, what takes its place
 FAULTS = {
     "barrier removed": (
-        CAM,
+        WALK,
         "tile(k * block_threads + thread()) = sums[k];\n    }\n    __syncthreads();",
         "tile(k * block_threads + thread()) = sums[k];\n    }",
     ),

@@ -51,6 +51,11 @@ SERVES = {
 STAGES = ("golden", "cam", "resample", "contrast", "cgc")
 BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
+# What kernels of both devices include; the operators themselves, in operators.h, are the host's.
+SHARED_FORMULAS = tuple(
+    f"csrc/common/{name}.h" for name in ("dtypes", "exponential", "gradients", "loss", "platform", "taps")
+)
+
 TARGETS = {
     "triton": Target(
         sources=("cgc_kernels/backends/triton/**/*.py",),
@@ -63,11 +68,11 @@ TARGETS = {
         environment={"TRITON_INTERPRET": "1"},
     ),
     "cuda": Target(
-        sources=("csrc/cuda/*.cuh", "csrc/common/*.h"),
+        sources=("csrc/cuda/*.cuh", *SHARED_FORMULAS),
         generate=cpp_source.mutants,
-        tests=((*PYTEST, "tests/test_cuda*{stage}*.py"), (*PYTEST, "tests/test_cuda*.py")),
+        tests=((*PYTEST, "tests/test_cuda_emulated.py"), (*PYTEST, "tests/test_cuda_faults.py")),
         ignored_files=(*BINARIES[:2], "build/simt/**/*"),
-        tuning=("residency",),
+        tuning=("residency", "plan"),
     ),
     "cpp": Target(
         sources=("csrc/cpu/*.h", "csrc/common/*.h"),
