@@ -1,6 +1,7 @@
 """What must hold on a CUDA device; skipped where there is none."""
 
 import pytest
+import test_ops
 import torch
 from compare import assert_close, assert_low_precision, assert_same_bits
 
@@ -168,6 +169,22 @@ def test_compiled_in_one_graph(backend):
     pairs = zip(torch.autograd.grad(compiled, tensors), torch.autograd.grad(expected, tensors), strict=True)
     for got, wanted in pairs:
         assert_same_bits(got, wanted)
+
+
+CHECKS = [
+    *((test_ops.check_cam, given) for given in test_ops.CAMS),
+    *((test_ops.check_resample, given) for given in test_ops.RESAMPLES),
+    *((test_ops.check_contrast, given) for given in test_ops.CONTRASTS),
+    *((test_ops.check_cgc, given) for given in test_ops.CGCS),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(("check", "given"), CHECKS)
+@pytest.mark.parametrize("backend", FUSED)
+def test_opcheck(backend, check, given):
+    namespace = getattr(torch.ops, {"cuda": "cgc_kernels", "triton": "cgc_kernels_triton"}[backend])
+    check(lambda name: getattr(namespace, name).default, given, device="cuda")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -12,6 +12,7 @@ import torch
 from cases import CPP, lay_out, poison, simple_case, with_inverse
 from compare import assert_same_bits
 from torch.library import opcheck
+from torch.utils._pytree import tree_map
 
 import cgc_kernels
 
@@ -38,6 +39,45 @@ def packed(case):
     return transform if isinstance(transform, torch.Tensor) else torch.stack([f.long() for f in transform], dim=1)
 
 
+# ---- A stage's operators, forward and backward, of any namespace and device: op(name) gives them
+
+
+def on(device, arguments):
+    return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, arguments)
+
+
+def check_cam(op, given, device="cpu"):
+    tensors, elementwise = on(device, cam_arguments(*given))
+    opcheck(op("cam"), (*differentiable(*tensors), elementwise))
+    heatmaps, weights = op("cam")(*tensors, elementwise)
+    saved = weights if given[0] == "gradcam" else tensors[1]
+    opcheck(op("cam_backward"), (torch.rand_like(heatmaps), heatmaps, tensors[0], saved, True, True))
+
+
+def check_resample(op, given, device="cpu"):
+    maps, (transform, *settings) = on(device, resample_arguments(*given))
+    opcheck(op("resample"), (*differentiable(*maps), transform, *settings))
+    *outputs, state = op("resample")(*maps, transform, *settings)
+    upstream = [torch.rand_like(t) for t in outputs]
+    opcheck(op("resample_backward"), (*upstream, *maps, transform, state, *settings))
+
+
+def check_contrast(op, given, device="cpu"):
+    tensors = on(device, contrast_arguments(*given))
+    opcheck(op("contrast"), (*differentiable(*tensors), 0.5))
+    loss, row_losses = op("contrast")(*tensors, 0.5)
+    opcheck(op("contrast_backward"), (torch.ones_like(loss), *tensors, row_losses, 0.5))
+
+
+def check_cgc(op, given, device="cpu", needs=15):
+    tensors, transform, settings = on(device, cgc_arguments(*given))
+    opcheck(op("cgc"), (*differentiable(*tensors), transform, *settings))
+    loss, heatmaps, weights, *saved = op("cgc")(*tensors, transform, *settings)
+    if given[0] == "gradcam":
+        tensors[1], tensors[3] = weights.unbind(0)
+    opcheck(op("cgc_backward"), (torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs))
+
+
 def cam_arguments(weighting, layout, dtypes):
     case = simple_case(pooled=weighting == "pooled").to(*dtypes)
     return [lay_out(v, layout) for v in case.views[:2]], weighting == "elementwise"
@@ -54,8 +94,7 @@ CAMS = [
 @needs_library
 @pytest.mark.parametrize("cam", CAMS)
 def test_cam(cam):
-    tensors, elementwise = cam_arguments(*cam)
-    opcheck(op("cam"), (*differentiable(*tensors), elementwise))
+    check_cam(op, cam)
 
 
 @needs_library
@@ -85,17 +124,7 @@ def resample_arguments(transform, objective, dtype):
 @needs_library
 @pytest.mark.parametrize("given", RESAMPLES)
 def test_resample(given):
-    maps, rest = resample_arguments(*given)
-    opcheck(op("resample"), (*differentiable(*maps), *rest))
-
-
-@needs_library
-@pytest.mark.parametrize("given", RESAMPLES)
-def test_resample_backward(given):
-    maps, (transform, *settings) = resample_arguments(*given)
-    rows, keys, positives, state = op("resample")(*maps, transform, *settings)
-    grads = [torch.rand_like(t) for t in (rows, keys, positives)]
-    opcheck(op("resample_backward"), (*grads, *maps, transform, state, *settings))
+    check_resample(op, given)
 
 
 def contrast_arguments(batch, dtype):
@@ -103,13 +132,13 @@ def contrast_arguments(batch, dtype):
     return rows, keys, torch.rand(batch, dtype=torch.float64)
 
 
+CONTRASTS = [(1, torch.float32), (7, torch.float64), (70, torch.float32)]
+
+
 @needs_library
-@pytest.mark.parametrize(("batch", "dtype"), [(1, torch.float32), (7, torch.float64), (70, torch.float32)])
-def test_contrast(batch, dtype):
-    tensors = contrast_arguments(batch, dtype)
-    opcheck(op("contrast"), (*differentiable(*tensors), 0.5))
-    loss, row_losses = op("contrast")(*tensors, 0.5)
-    opcheck(op("contrast_backward"), (torch.ones_like(loss), *tensors, row_losses, 0.5))
+@pytest.mark.parametrize("given", CONTRASTS)
+def test_contrast(given):
+    check_contrast(op, given)
 
 
 CGCS = [
@@ -127,20 +156,9 @@ def cgc_arguments(weighting, transform, objective, layout, dtypes):
 
 @needs_library
 @pytest.mark.parametrize("given", CGCS)
-def test_cgc(given):
-    tensors, transform, settings = cgc_arguments(*given)
-    opcheck(op("cgc"), (*differentiable(*tensors), transform, *settings))
-
-
-@needs_library
-@pytest.mark.parametrize("given", CGCS)
 @pytest.mark.parametrize("needs", [15, 1, 10])
-def test_cgc_backward(given, needs):
-    tensors, transform, settings = cgc_arguments(*given)
-    loss, heatmaps, weights, *saved = op("cgc")(*tensors, transform, *settings)
-    if given[0] == "gradcam":
-        tensors[1], tensors[3] = weights.unbind(0)
-    opcheck(op("cgc_backward"), (torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs))
+def test_cgc(given, needs):
+    check_cgc(op, given, needs=needs)
 
 
 @needs_library

@@ -5,7 +5,6 @@ import test_ops
 import torch
 from cases import crop_flip, warp, with_inverse
 from compare import assert_close
-from torch.library import opcheck
 
 from cgc_kernels.backends import torch as peer
 from cgc_kernels.backends import triton
@@ -66,10 +65,4 @@ def test_near_dead_heatmaps_have_damped_gradients():
 
 @pytest.mark.parametrize("given", test_ops.RESAMPLES)
 def test_opcheck(given):
-    maps, (packed, *rest) = test_ops.resample_arguments(*given)
-    forward = torch.ops.cgc_kernels_triton.resample.default
-    opcheck(forward, (*test_ops.differentiable(*maps), packed, *rest))
-    rows, keys, positives, state = forward(*maps, packed, *rest)
-    upstream = [torch.rand_like(t) for t in (rows, keys, positives)]
-    backward = torch.ops.cgc_kernels_triton.resample_backward.default
-    opcheck(backward, (*upstream, *maps, packed, state, *rest))
+    test_ops.check_resample(lambda name: getattr(torch.ops.cgc_kernels_triton, name).default, given)
