@@ -238,6 +238,15 @@ def test_broadcasts_are_counted_once_among_distinct_bytes():
         device.loads("nothing")
 
 
+def test_shared_memory_is_as_large_as_on_the_smallest_device():
+    device, numbers = samples("plain"), torch.arange(64, dtype=torch.int32)
+    device.setup()
+    assert device.launch_with_shared_memory(numbers, 99 * 1024) == 0
+    device.assert_clean()
+    assert device.launch_with_shared_memory(numbers, 99 * 1024 + 1) == 1
+    assert "101377 bytes of shared memory" in device.messages()
+
+
 def test_a_divergent_barrier_is_a_deadlock():
     device = samples("plain")
     device.setup()

@@ -53,7 +53,7 @@ Residency residency(Kernel, index_t) {
   return {};
 }
 
-inline const char* error_name(int) { return "the emulated launch did not end"; }
+inline const char* error_name(int) { return "the emulator refused the launch, or it did not end"; }
 
 constexpr int too_large = -1, not_supported = -2;
 inline void forget_error() {}

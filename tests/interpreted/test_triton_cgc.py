@@ -224,7 +224,11 @@ def test_three_launches_forward_two_backward(objective):
 FLOORS = {"pooled": (1, 2), "gradcam": (2, 2), "elementwise": (2, 4)}  # feature tensors moved, a view
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Of the floor, for all tensors together. Maps, rows and sums are in float32 and double whatever the features are.
+ALLOWED = {torch.float32: 1.07, torch.bfloat16: 1.14}
+
+
+@pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("side", [(7, 7), (14, 14)])
 @pytest.mark.parametrize("weighting", FLOORS)
@@ -246,6 +250,8 @@ def test_bytes_and_sectors(weighting, side, layout, dtype):
     moved = sum_bytes(backward.loads, again) + sum_bytes(backward.stores, written)
     floor = 2 * FLOORS[weighting][1] * feature
     assert floor <= moved <= 1.05 * floor
+    for counts, floor in zip((forward, backward), FLOORS[weighting], strict=True):
+        assert counts.loads().bytes + counts.stores().bytes <= ALLOWED[dtype] * 2 * floor * feature
     for count, tensors in ((forward.loads, large), (backward.loads, again), (backward.stores, written)):
         assert all(count(tensor).sector_use >= 0.9 for tensor in tensors)
 

@@ -42,4 +42,5 @@ EXPORT launch_warp_operations(int* out) { return SIMT_LAUNCH(warp_operations, 1,
 EXPORT launch_stuck_at_barrier(int threads) { return SIMT_LAUNCH(stuck_at_barrier, 1, 64, 0, 0, threads); }
 EXPORT launch_stuck_at_grid_barrier(int blocks) { return SIMT_LAUNCH_COOP(stuck_at_grid_barrier, 4, 32, 0, 0, blocks); }
 EXPORT launch_grid_barrier_alone() { return SIMT_LAUNCH(stuck_at_grid_barrier, 4, 32, 0, 0, 4); }
+EXPORT launch_with_shared_memory(int* out, int bytes) { return SIMT_LAUNCH(reverse_warps, 1, 64, bytes, 0, out, out); }
 EXPORT launch_bad_shuffle(int* out) { return SIMT_LAUNCH(bad_shuffle, 1, 32, 0, 0, out); }

@@ -24,6 +24,7 @@ std::uint32_t era, launch_number;
 namespace {
 
 constexpr unsigned largest_block = 1024;
+constexpr std::size_t largest_shared = 99 * 1024;  // what a block may ask for on every device since 8.0
 
 // memcpy and memset are AddressSanitizer's where it is loaded, and refuse red zones.
 void copy(char* target, const char* source, std::size_t bytes) {
@@ -135,7 +136,9 @@ bool acceptable(const Launch& launch) {
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   const bool valid = threads >= 1 && threads <= largest_block && launch.grid.x * launch.grid.y * launch.grid.z >= 1;
   if (!valid) fail(Error::misuse, "launch of blocks of %u threads, or of no block", threads);
-  return valid;
+  const bool fits = launch.dynamic_bytes <= largest_shared;
+  if (!fits) fail(Error::misuse, "launch of blocks with %zu bytes of shared memory", launch.dynamic_bytes);
+  return valid && fits;
 }
 
 }  // namespace
