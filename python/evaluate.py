@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from driver import evaluation, explainers, loading, models, report
 from driver.data import DATASETS, CorruptImage, Data, open_data
-from driver.flags import integer
+from driver.flags import documented_parser, integer
 from driver.loading import Loaded
 from driver.report import Entry
 from driver.settings import Settings, kept
@@ -136,14 +136,7 @@ def shown(flags) -> dict:
 
 def make_parser() -> argparse.ArgumentParser:
     """Every flag, with its documentation."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        usage="evaluate.py MODEL [MODEL ...] [--data NAME --data-root DIR] [flags]",
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = documented_parser("evaluate.py", "MODEL [MODEL ...] [--data NAME --data-root DIR] [flags]", __doc__)
     parser.add_argument(
         "models",
         nargs="+",

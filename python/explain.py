@@ -17,7 +17,7 @@ from driver import explainers, loading, metrics, models, pictures
 from driver.data import CorruptImage
 from driver.data.images import read_image
 from driver.evaluation import as_explainer, as_tensor
-from driver.flags import integer
+from driver.flags import documented_parser, integer
 from driver.loading import Loaded
 from driver.views import original_view
 from evaluate import add_model_flags, chosen_device
@@ -105,14 +105,7 @@ def file_name(text: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Every flag, with its documentation."""
-    parser = argparse.ArgumentParser(
-        prog="explain.py",
-        usage="explain.py IMAGE [IMAGE ...] --checkpoint MODEL [flags]",
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = documented_parser("explain.py", "IMAGE [IMAGE ...] --checkpoint MODEL [flags]", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     group = parser.add_argument_group("model")
     group.add_argument(

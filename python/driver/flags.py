@@ -11,6 +11,19 @@ def option(default, kind, group: str, text: str):
     return field(default=default, metadata={"kind": kind, "group": group, "help": text})
 
 
+def documented_parser(program: str, usage: str, text: str) -> argparse.ArgumentParser:
+    """A parser whose --help shows a script's docstring: its first line before the flags, the rest behind them."""
+    first, _, rest = text.partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} {usage}",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def _named(metavar: str) -> Callable:
     def name(convert: Callable) -> Callable:
         convert.metavar = metavar
