@@ -6,7 +6,7 @@
     python python/experiments.py -- --epochs 6         with other settings of train.py
 
 Runs one after the other, each as its own process, seed by seed, so that methods can be compared early. Stopped or
-killed, it goes on where it was when started again.
+killed, it goes on where it was when started again; --table meanwhile shows how far it is.
 """
 
 import argparse
@@ -71,12 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for seed, name in product(range(0 if chosen.table else chosen.seeds), names):
             runs = [run for run in planned(name, chosen.output, chosen.seeds) if name in run.folder.parts]
-            missing = [run for run in runs if run.seed == seed and not run.results.exists()]
-            for run in missing:
+            for run in (run for run in runs if run.seed == seed and not run.results.exists()):
                 print(f"{name}: {run.method}, seed {seed}", flush=True)
                 _train(run, (*EXPERIMENTS[name].flags, *chosen.flags))
-            if missing:
-                write_table(chosen.output, chosen.seeds)
     except KeyboardInterrupt:
         print(f"\nStopped. Finished epochs are kept. To go on:\n\n    {shlex.join([sys.executable, *sys.argv])}\n")
         return 130
