@@ -14,7 +14,7 @@ from compare import assert_close, assert_low_precision, assert_same_bits
 from hypothesis import given, settings
 from test_golden import DATA, call, expected, mse_floor
 
-from cgc_kernels import gradcam, heatmap_loss
+from cgc_kernels import CropFlip, gradcam, heatmap_loss
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
 
@@ -147,6 +147,13 @@ def test_stages_by_themselves(kernels):
                     results.append([maps, *torch.autograd.grad(maps.square().sum(), leaves)])
             for got, wanted in zip(*results, strict=True):
                 assert_close(got, wanted, 1e-11)
+    ones = torch.ones(2, 1, 1, dtype=torch.float64)
+    for eps in (2.0**-30, 1e-8):  # with the first a view of one pixel holds 1 to the last bit: no norm of zero
+        with kernels.running():
+            loss = heatmap_loss(
+                ones, ones, CropFlip.identity(2, 1), image_size=1, backend="cuda", objective="mse", eps=eps
+            )
+        assert loss == 0
     case = simple_case(batch=6)
     maps = torch.rand(2, 6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     results = []

@@ -232,6 +232,15 @@ def test_identity_crop_is_the_identity(backend, objective):
         assert_close(similarities.diagonal().contiguous(), torch.ones(3, dtype=torch.float64), 1e-13)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_a_norm_of_one_is_none_of_zero(backend, objective):
+    """A view of one pixel holds (1 / (1 + eps) + eps): with this eps 1, to the last bit."""
+    ones = torch.ones(2, 1, 1, dtype=torch.float64)
+    for found in stage(backend)(ones, ones, CropFlip.identity(2, 1), (1, 1), 2.0**-30, objective):
+        assert found.numel() == 0 or (found == 1).all()
+
+
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_identity_matrix_is_the_identity_crop(backend):
     maps = random_maps(3, (4, 5))

@@ -4,8 +4,8 @@
 // fill vectors, a block of 16 channels does.
 #pragma once
 
-#include "../common/dtypes.h"
 #include "../common/gradients.h"
+#include "dtypes.h"
 #include "executor.h"
 #include "stream.h"
 

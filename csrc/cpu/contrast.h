@@ -7,9 +7,9 @@
 #include <cstring>
 #include <limits>
 
-#include "../common/exponential.h"
 #include "../common/loss.h"
 #include "executor.h"
+#include "exponential.h"
 
 namespace cgc::CGC_ISA {
 

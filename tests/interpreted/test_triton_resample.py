@@ -6,6 +6,7 @@ import torch
 from cases import crop_flip, warp, with_inverse
 from compare import assert_close
 
+from cgc_kernels import CropFlip
 from cgc_kernels.backends import torch as peer
 from cgc_kernels.backends import triton
 
@@ -38,6 +39,14 @@ def test_equals_torch(side, objective, kind):
     for ours, theirs, what in zip(*results, (*OUTPUTS, "heatmaps", "aug_heatmaps"), strict=True):
         # A 1x1 map is constant whatever its value: its gradient is what rounding leaves of terms of order one.
         assert_close(ours.detach(), theirs.detach(), 1e-11, floor=1.0, what=what)
+
+
+@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+def test_a_norm_of_one_is_none_of_zero(objective):
+    """A view of one pixel holds (1 / (1 + eps) + eps): with this eps 1, to the last bit."""
+    ones = torch.ones(2, 1, 1, dtype=torch.float64)
+    for found in triton.resample(ones, ones, CropFlip.identity(2, 1), (1, 1), 2.0**-30, objective):
+        assert found.numel() == 0 or (found == 1).all()
 
 
 @pytest.mark.parametrize("kind", ["crop", "warp"])

@@ -45,6 +45,7 @@ SERVES = {
     "taps": "resample",
     "geometry": "resample",
     "gradients": "resample",
+    "dtypes": "cam",
     "exponential": "contrast",
     "stream": "cam",
 }
@@ -52,9 +53,7 @@ STAGES = ("golden", "cam", "resample", "contrast", "cgc")
 BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
 # What kernels of both devices include; the operators themselves, in operators.h, are the host's.
-SHARED_FORMULAS = tuple(
-    f"csrc/common/{name}.h" for name in ("dtypes", "exponential", "gradients", "loss", "platform", "taps")
-)
+SHARED_FORMULAS = tuple(f"csrc/common/{name}.h" for name in ("gradients", "loss", "platform", "taps"))
 
 TARGETS = {
     "triton": Target(

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "platform.h"
+#include "../common/platform.h"
 
 namespace cgc::CGC_ISA {
 
