@@ -259,7 +259,7 @@ def test_runner(tree, tmp_path):
     outcome = workplace.judge(pick["comparison", "return x <= n"], limit=60)
     assert outcome[:2] == ("killed", "tests/test_kernel.py::test_bound")
     assert workplace.judge(pick["sign", "unseen = x - n"], limit=60).status == "survived"
-    assert workplace.judge(pick["statement", "pass"], limit=3).status == "timeout"
+    assert workplace.judge(pick["statement", "pass"], limit=5)[:2] == ("killed", "signal SIGXCPU")  # it never ends
     assert (tmp_path / "copy/cgc_kernels/kernel.py").read_text() == KERNEL
     assert snapshot(tree) == before
 

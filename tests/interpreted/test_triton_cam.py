@@ -5,6 +5,7 @@ import test_ops
 import torch
 from cases import lay_out, views
 from compare import assert_close, assert_same_bits
+from interpreter import counting, without_races
 
 from cgc_kernels import gradcam
 
@@ -30,6 +31,16 @@ def test_equals_torch(batch, channels, side, weighting, layout):
     for ours, theirs, what in zip(*results, ("heatmaps", "features", "gradients"), strict=True):
         assert_close(ours.detach(), theirs.detach(), 1e-12, what=what)
     assert (results[0][0] > 0).any()
+
+
+@pytest.mark.parametrize("weighting", ["pooled", "gradcam", "elementwise"])
+def test_splits_of_the_channels_share_nothing(weighting):
+    pair = views(torch.Generator().manual_seed(0), 2, 300, 2, 3, ["ordinary"] * 2, weighting == "pooled")
+    leaves = [t.detach().requires_grad_() for t in pair]
+    with without_races(), counting() as counts:
+        maps = gradcam(*leaves, weighting="gradcam" if weighting == "pooled" else weighting, backend="triton")
+        torch.autograd.grad(maps.sum(), leaves)
+    assert all(launch.grid[:2] == (2, 2) for launch in counts.launches)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])

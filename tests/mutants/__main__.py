@@ -22,7 +22,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=60, help="mutants to judge (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default 0)")
     parser.add_argument("--jobs", type=int, default=1, help="copies of the tree that work side by side (default 1)")
-    parser.add_argument("--limit", type=float, help="seconds a test command may take (default: 5 times those without)")
+    parser.add_argument("--limit", type=float, help="processor seconds a test may take (default: 2 x the baseline's)")
     parser.add_argument("--least", type=float, default=0.95, help="part that must be killed (default 0.95)")
     parser.add_argument("--match", default="", help="only mutants of files whose path contains this")
     parser.add_argument("--list", action="store_true", help="show the sample, and run nothing")
@@ -39,8 +39,8 @@ def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: R
             free.put(Workplace(args.root, files, target, Path(folder) / str(job)))
         first = free.get()
         seconds = first.baseline({target.stage(mutant.file) for mutant in chosen[:count]}, args.limit)
-        limit = args.limit or 30 + 5 * seconds
-        print(f"the tests pass without a mutant, in {seconds:.0f} s", flush=True)
+        limit = args.limit or 30 + 2 * seconds
+        print(f"the tests pass without a mutant, in {seconds:.0f} processor seconds", flush=True)
         free.put(first)
 
         def judge(mutant: Mutant) -> tuple[Mutant, Outcome]:

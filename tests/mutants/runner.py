@@ -1,8 +1,10 @@
 """Runs mutants in copies of the tree. The checkout is read, and never written to."""
 
 import hashlib
+import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from typing import NamedTuple
 from .common import Mutant
 from .targets import Target
 
+WAITING = 20  # times the limit on the processor's seconds: what a command may take by the clock
 IMPORTED = "import cgc_kernels; print(cgc_kernels.__file__)"
 COMPILER_ERROR = re.compile(r"\.(?:h|cuh|cu|cpp):\d+:\d+: (?:fatal )?error: ")  # where the tests compile what they run
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
@@ -51,6 +54,12 @@ def digest(root: Path, files: list[Path]) -> str:
     return total.hexdigest()[:16]
 
 
+def processor_seconds() -> float:
+    """Of all child processes that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 class Workplace:
     """A copy of the tree, in which one mutant at a time is built and tested."""
 
@@ -66,19 +75,22 @@ class Workplace:
         }
 
     def baseline(self, stages: set[str], limit: float | None = None) -> float:
-        """Seconds that the tests take for the files as they are; Broken unless they pass, on this copy's package."""
+        """Seconds of a processor that the tests take for the files as they are, all their processes together.
+
+        Broken unless they pass, on this copy's package.
+        """
         run, text = self._run((sys.executable, "-c", IMPORTED), limit)
         if run != 0 or not Path(text.strip().splitlines()[-1]).resolve().is_relative_to(self.folder.resolve()):
             raise Broken(f"the package is not imported from the copy {self.folder}:\n{text}")
-        started, outcome = time.monotonic(), self._build()
+        started, outcome = processor_seconds(), self._build()
         for stage in sorted(stages):
             outcome = outcome or self._test(stage, limit, all_commands=stage == max(stages))
         if outcome:
             raise Broken(f"without any mutant: {outcome.status} by {outcome.by}")
-        return time.monotonic() - started
+        return processor_seconds() - started
 
     def judge(self, mutant: Mutant, limit: float) -> Outcome:
-        """Build and test one mutant; `limit` in seconds holds for each command."""
+        """Build and test one mutant; `limit` in seconds of a processor holds for each process of a command."""
         started, path = time.monotonic(), self.folder / mutant.file
         source = path.read_text()
         try:
@@ -124,13 +136,16 @@ class Workplace:
                 yield tuple(words)
 
     def _run(self, command: tuple[str, ...], limit: float | None) -> tuple[int | None, str]:
-        """Exit status, None after `limit` seconds, and output."""
+        """Exit status, None for what only waits, and output. `limit` counts the processor's seconds, so that whatever
+        else runs on the machine takes none away: a process beyond it ends by SIGXCPU."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         with subprocess.Popen(
             command, cwd=self.folder, env=self.environment, start_new_session=True, **pipes
         ) as process:
             try:
-                text, _ = process.communicate(timeout=limit)
+                if limit is not None:
+                    resource.prlimit(process.pid, resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
+                text, _ = process.communicate(timeout=limit and WAITING * limit)
                 return process.returncode, text
             except subprocess.TimeoutExpired:
                 return None, ""
