@@ -294,12 +294,12 @@ def test_results_are_kept_for_this_state_of_the_tree(tree, tmp_path):
 def test_survivors_are_explained_in_a_document(tree, tmp_path):
     mutant, other = (m for m in TARGET.mutants(tree) if m.function == "within")
     document = tmp_path / "mutants.md"
-    assert explained(document) == set()
+    assert explained(document) == {}
     document.write_text("# Survivors\n" + item(mutant))
-    assert explained(document) == set()
+    assert explained(document) == {}
     document.write_text("# Survivors\n" + item(mutant, "nobody\n  reads it.").replace("→ ", "→\n  "))
     known = explained(document)
-    assert known == {mutant.identity}
+    assert known == {mutant.identity: "nobody reads it."}
     survived, killed, timeout = (Outcome(status, "", 1) for status in ("survived", "killed", "timeout"))
     assert "explained" in describe(mutant, survived, known)
     assert "explained" not in describe(other, survived, known)
@@ -310,6 +310,10 @@ def test_survivors_are_explained_in_a_document(tree, tmp_path):
     assert item(other) in text
     assert not conclude([(other, timeout)] + [(other, killed)] * 19, known, 0.95)[1]
     assert not conclude([], known, 0.95)[1]
+    same = {mutant.identity: "equivalent, nobody reads it."}
+    assert conclude([(mutant, survived), (other, killed)], same, 1.0)[1]
+    assert not conclude([(mutant, survived), (other, survived)] + [(other, killed)] * 19, same, 0.95)[1]
+    assert not conclude([(mutant, survived)], same, 0.95)[1]
 
 
 def test_command_line():

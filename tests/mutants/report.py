@@ -8,7 +8,9 @@ from .common import Mutant, collapse
 from .runner import Outcome
 
 # One survivor: a list item of docs/mutants.md, whose lines are joined before they are read.
-EXPLAINED = re.compile(r"`(?P<file>[^`]+)` (?P<function>\S+), (?P<kind>\w+): `(?P<old>[^`]+)` → `(?P<new>[^`]*)`: \S")
+EXPLAINED = re.compile(
+    r"`(?P<file>[^`]+)` (?P<function>\S+), (?P<kind>\w+): `(?P<old>[^`]+)` → `(?P<new>[^`]*)`: (?P<why>\S.*)"
+)
 
 
 class Results:
@@ -34,13 +36,13 @@ class Results:
             file.write(json.dumps({**record, **outcome._asdict(), "digest": self.digest}) + "\n")
 
 
-def explained(document: Path) -> set[tuple[str, ...]]:
-    """Identities of the survivors that a document explains."""
+def explained(document: Path) -> dict[tuple[str, ...], str]:
+    """Identities of the survivors that a document explains, and why they survive."""
     if not document.exists():
-        return set()
+        return {}
     items = re.split(r"^- ", document.read_text(), flags=re.MULTILINE)
     found = (EXPLAINED.match(collapse(item)) for item in items)
-    return {match.group("file", "function", "kind", "old", "new") for match in found if match}
+    return {match.group("file", "function", "kind", "old", "new"): match["why"] for match in found if match}
 
 
 def item(mutant: Mutant, reason: str = "") -> str:
@@ -48,7 +50,7 @@ def item(mutant: Mutant, reason: str = "") -> str:
     return f"- `{mutant.file}` {mutant.function}, {mutant.kind}: `{mutant.original}` → `{mutant.mutated}`: {reason}"
 
 
-def describe(mutant: Mutant, outcome: Outcome | None, known: set[tuple[str, ...]]) -> str:
+def describe(mutant: Mutant, outcome: Outcome | None, known: dict[tuple[str, ...], str]) -> str:
     """Three lines of the table."""
     status = ""
     if outcome:
@@ -58,13 +60,19 @@ def describe(mutant: Mutant, outcome: Outcome | None, known: set[tuple[str, ...]
     return f"{where}{status}\n  - {mutant.original}\n  + {mutant.mutated}"
 
 
-def conclude(judged: list[tuple[Mutant, Outcome]], known: set[tuple[str, ...]], least: float) -> tuple[str, bool]:
-    """The figures, and whether at least that part was killed and each survivor is explained."""
+def conclude(judged: list[tuple[Mutant, Outcome]], known: dict[tuple[str, ...], str], least: float) -> tuple[str, bool]:
+    """The figures, and whether at least that part was killed and each survivor is explained.
+
+    A mutant explained as equivalent computes the same: no test can kill it, and the part is of the others.
+    """
     count = {status: sum(o.status == status for _, o in judged) for status in ("killed", "timeout", "survived")}
-    total = sum(count.values())
+    left = [mutant for mutant, outcome in judged if outcome.status != "killed"]
+    equivalent = sum(known.get(mutant.identity, "").startswith("equivalent") for mutant in left)
+    total = len(judged) - equivalent
     rate = count["killed"] / total if total else 0.0
-    unexplained = [m for m, o in judged if o.status != "killed" and m.identity not in known]
-    text = f"{count['killed']} of {total} killed ({rate:.1%}), {count['timeout']} timeout, {count['survived']} survived"
+    unexplained = [mutant for mutant in left if mutant.identity not in known]
+    text = f"{count['killed']} of {len(judged)} killed, {count['timeout']} timeout, {count['survived']} survived: "
+    text += f"{rate:.1%} without the {equivalent} equivalent"
     if unexplained:
         text = "\n".join(["to be killed or explained:", *map(item, unexplained), text])
     return text, bool(total) and rate >= least and not unexplained
