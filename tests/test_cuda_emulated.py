@@ -14,7 +14,7 @@ from compare import assert_close, assert_low_precision, assert_same_bits
 from hypothesis import given, settings
 from test_golden import DATA, call, expected, mse_floor
 
-from cgc_kernels import CropFlip, gradcam, heatmap_loss
+from cgc_kernels import CropFlip, cgc_loss, gradcam, heatmap_loss
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
 
@@ -235,6 +235,16 @@ def test_every_schedule_gives_the_same_bits(kernels, dtype):
             assert_same_bits(grads[name], results[0][1][name], name)
 
 
+def test_mean_square_is_never_negative(kernels):
+    """Identical views: 2 - 2 cos cancels to the last bit, and either sign of the rest must not show."""
+    for seed in range(100):
+        maps = torch.rand(1, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).pow_(seed % 5)
+        view = maps[:, None], torch.ones(1, 1, dtype=torch.float64)  # whose heatmaps are `maps`
+        with kernels.running():
+            loss = cgc_loss(view, view, CropFlip.identity(1, 9), image_size=9, backend="cuda", objective="mse")
+        assert 0 <= loss < 1e-16
+
+
 # ---- What the emulator sees
 
 
@@ -253,12 +263,19 @@ def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout, form):
             watched.emulator.assert_clean()
 
 
+@pytest.mark.parametrize("side", [(2, 9), (9, 2)])
+def test_shared_memory_holds_the_tables_of_large_views(watched, side):
+    """A chunk of pixels fills the table: whatever else is in shared memory must have been counted."""
+    case = case_of(2, 8, side, "pooled", size=(120, 130)).to(torch.float32)
+    with watched.running("sequence", blocks=2):
+        evaluate(case, "cuda")
+        watched.emulator.assert_clean()
+
+
 def traffic(watched, case):
     """Bytes that move, and the traffic of the features, of the forward and of the backward."""
     emulator, found = watched.emulator, []
     leaves = [v.detach().requires_grad_() for v in case.views]
-    from cgc_kernels import cgc_loss
-
     with watched.running("cooperative", blocks=4):
         loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
         emulator.assert_clean()
