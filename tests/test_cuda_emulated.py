@@ -328,6 +328,7 @@ def test_bytes_and_sectors(watched, weighting, layout, side, dtype):
         used = sum(one.distinct for one in large) / (32 * sum(one.sectors for one in large))
         assert used >= 0.93, (what, used)
         maps = [one for one in large if one.requested > tensor // 2]
+        assert maps, what
         assert all(one.requested >= 13 * one.lanes for one in maps), what  # vectors of 16 bytes; pooled gradients less
         # Contiguous maps of odd size: a block's last warp may begin and end inside a sector.
         wasteful = sum(one.wasteful for one in large) / sum(one.requests for one in large)
