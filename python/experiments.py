@@ -114,7 +114,9 @@ def write_table(output: Path, seeds: int) -> str:
 
 def _section(name: str, output: Path, seeds: int) -> str:
     experiment = EXPERIMENTS[name]
-    runs = [run for run in planned(name, output, seeds) if run.results.exists()]
+    every = planned(name, output, seeds)
+    missing = {run.seed for run in every if not run.results.exists()}
+    runs = [run for run in every if run.seed not in missing]  # methods of different seeds do not compare
     own = [run for run in runs if name in run.folder.parts]
     if not own:
         return ""
@@ -123,7 +125,7 @@ def _section(name: str, output: Path, seeds: int) -> str:
     command = shlex.join(["python", "python/train.py", *experiment.flags, "--method", "...", "--seed", "..."])
     lines = [
         f"## {experiment.title}\n",
-        f"`{command}`; {len(runs)} of {len(planned(name, output, seeds))} runs; percent, mean ± standard deviation.\n",
+        f"`{command}`; {len(runs)} of {len(every)} runs; percent, mean ± standard deviation.\n",
         f"| | seeds | {' | '.join(COLUMNS.values())} |",
         f"|---|{'---|' * (len(COLUMNS) + 1)}",
     ]

@@ -71,3 +71,14 @@ def test_the_unlabeled_images_share_the_baseline_of_the_labelled_ones():
     assert len(runs) == 15
     assert {run.folder.parts[1] for run in runs if run.method == "baseline"} == {"fraction"}
     assert {run.folder.parts[1] for run in runs if run.method != "baseline"} == {"unlabeled"}
+
+
+def test_a_seed_counts_once_all_its_methods_are_finished(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(experiments.report, "finish", lambda _, runs, __: shown.extend(runs) or {})
+    for run in experiments.planned("distractors", tmp_path, 2)[:-1]:
+        run.folder.mkdir(parents=True)
+        settings.save(settings.Settings(output=str(run.folder)))
+        run.results.touch()
+    assert "3 of 6 runs" in experiments.write_table(tmp_path, 2)
+    assert {run.seed for run in shown} == {0}
