@@ -53,9 +53,9 @@ PREFACE = """# Machine code of the Triton kernels
 
 Made by `python -m bench.codegen` with triton {triton}, without a GPU: each kernel is compiled as the launcher would
 specialise it, for {architectures} (a cell's entries, in this order), and read with cuobjdump. Nothing was executed.
-Shown are float32 and bfloat16 with three map sizes; the tests also compile the other dtypes, and odd and even sizes.
-Occupancy is theoretical: resident warps over those that a multiprocessor can hold. 16-byte loads and stores are counted
-in the program text, where a loop's body counts once.
+"Apart" are the operators of single stages. Shown are float32 and bfloat16 with three map sizes; the tests also compile
+the other dtypes, and odd and even sizes. Occupancy is theoretical: resident warps over those that a multiprocessor can
+hold. 16-byte loads and stores are counted in the program text, where a loop's body counts once.
 """
 TABLE = Path(__file__).parent.parent / "docs" / "triton-codegen.md"
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -81,7 +81,7 @@ class Code(NamedTuple):
     local: int
     shared: int  # bytes a block
     threads: int
-    loads: dict[int, int]  # accesses to global memory in the program text, by their width in bytes
+    loads: dict[int, int]  # accesses to global memory in the program text, by their width in bytes; empty if not read
     stores: dict[int, int]
 
     @property
@@ -144,10 +144,11 @@ def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Launch]:
         cgc.cgc_backward(
             loss, *views, transform, heatmaps, *saved, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8, 15
         )
+    with recorded(f"{call}, apart") as apart:
         resample.resample(*heatmaps, transform, 224, 224, 1e-8, objective)
         resample.resample_backward(*saved[:3], *heatmaps, transform, saved[-1], 224, 224, 1e-8, objective)
         cam.cam_backward(heatmaps[0], heatmaps[0], *views[:2], True, True)
-    return found
+    return found + apart
 
 
 def demanded(launch: Launch) -> tuple[int, int]:
@@ -218,15 +219,16 @@ def distinct(every: list[Launch], architecture: int) -> list[tuple[Launch, ASTSo
     return list(found.values())
 
 
-def compiled(job: tuple[Launch, int]) -> Code:
-    """Compile for one architecture and read the machine code."""
+def compiled(job: tuple[Launch, int], accesses: bool = True) -> Code:
+    """Compile for one architecture and read the machine code; without accesses in half the time."""
     launch, architecture = job
     source, options = specialised(launch, architecture)
     kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        usage, sass = (_tool("cuobjdump", option, cubin.name) for option in ("--dump-resource-usage", "-sass"))
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
+        sass = _tool("cuobjdump", "-sass", cubin.name) if accesses else ""
     figures = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     if not figures:
         raise RuntimeError(f"cuobjdump must report the resources of {launch.case}, got {usage!r}")

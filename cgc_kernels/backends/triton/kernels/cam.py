@@ -144,13 +144,13 @@ def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bo
     with on_device_of(features):
         cam_kernel[(batch, share.count, len(views))](
             features, gradients, aug_features, aug_gradients, sums, weights, channels, share.blocks,
-            **constants, num_warps=WARPS,
+            **constants,
         )  # fmt: skip
     return sums, weights
 
 
 def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: bool):
-    """Split of the channels, and the kernels' compile-time arguments, for the features of one or two views."""
+    """Split of the channels, and the kernels' constants and options, for the features of one or two views."""
     batch, channels, height, width = features[0].shape
     tile = streaming(height * width, features[0].element_size())
     share = split(channels, len(features) * batch, tile.block, features[0].device)
@@ -161,6 +161,8 @@ def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: b
         "WEIGHTING": weighting_of(gradients, elementwise),
         "LAYOUTS": sum((not view.is_contiguous()) << i for i, view in enumerate((features[0], features[-1]))),
         "D": triton_dtype(features[0].dtype),
+        "num_warps": WARPS,
+        "maxnreg": tile.registers,
     }
     return share, constants
 
@@ -195,6 +197,6 @@ def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, ne
     with on_device_of(features):
         cam_backward_kernel[(features.shape[0], share.count)](
             grad_heatmaps, heatmaps, features, gradients, *grads, features.shape[1], share.blocks,
-            NEEDS=need_features + 2 * need_gradients, **constants, num_warps=WARPS,
+            NEEDS=need_features + 2 * need_gradients, **constants,
         )  # fmt: skip
     return grads

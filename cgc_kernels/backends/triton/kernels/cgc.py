@@ -7,7 +7,7 @@ import triton.language as tl
 from ....ops.cam import wanted
 from .cam import partial_sums, relu_gradient, stream_gradients, tiling
 from .contrast import contrast_gradients, contrast_loss, mean_square_loss
-from .launch import REGISTERS, WARPS, on_device_of, small
+from .launch import REGISTERS, on_device_of, small
 from .resample import MSE, constants, exactly, map_gradient, resample_maps
 
 # A split repeats its sample's share of stage resample; that of a warp, over all pixels of a view, is worth few splits.
@@ -113,11 +113,11 @@ def cgc_backward(
     if not maps["CROP"] and objective == 1:
         blocks = max(share.blocks, triton.cdiv(share.blocks * share.count, WARP_SPLITS))
         share = share._replace(blocks=blocks, count=triton.cdiv(share.blocks * share.count, blocks))
-    registers = STREAMING_REGISTERS if small(*features.shape[2:]) else REGISTERS
+    streams["maxnreg"] = STREAMING_REGISTERS if small(*features.shape[2:]) else REGISTERS
     with on_device_of(features):
         cgc_backward_kernel[(len(features), share.count, 2)](
             grad_loss, *upstream, positives, heatmaps, transform, state, *views, *grads,
             features.shape[1], share.blocks, height, width, eps, consistency,
-            COMPUTE=maps.pop("D"), **maps, **streams, NEEDS=needs, num_warps=WARPS, maxnreg=registers,
+            COMPUTE=maps.pop("D"), **maps, **streams, NEEDS=needs,
         )  # fmt: skip
     return grads

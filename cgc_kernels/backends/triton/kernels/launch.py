@@ -14,8 +14,10 @@ LARGEST_SAMPLE = 2**31 - 1  # elements: offsets inside a sample are 32 bits wide
 # Positions of the three tiles. Lanes beyond H * W idle, which costs nothing: streaming waits for memory.
 POSITIONS = (64, 256, 1024)
 # Elements of a tile: 16 for each thread of eight warps, which keeps enough bytes in flight to reach DRAM's bandwidth at
-# half occupancy; with twice as many, odd maps of 16-bit features would spill.
+# half occupancy; with twice as many, odd maps of 16-bit features would spill. Of float64, which takes two registers,
+# half as many.
 TILE = 4096
+TILE_BYTES = 16384
 WARPS = 8
 # Contiguous bytes of channels in a tile of channels_last features: a whole sector.
 SECTOR = 32
@@ -23,8 +25,8 @@ SECTOR = 32
 SPLIT_CHANNELS = 128
 # Programs for each multiprocessor: two rounds of those that fit.
 PROGRAMS = 16
-# Registers of a thread in the kernels that have few blocks: left to itself, the assembler spills some of them to fit
-# more blocks on a multiprocessor than there are.
+# Registers of a thread in the kernels that have few blocks, or much in each: left to itself, the assembler spills some
+# of them to fit more blocks on a multiprocessor.
 REGISTERS = 255
 # Pixels of the view handled at once: the least that a dot product takes.
 STEP = 16
@@ -35,6 +37,7 @@ class Streaming(NamedTuple):
 
     positions: int  # at least H * W
     block: int  # channels of a tile
+    registers: int | None  # at most, of a thread; None: as many as the assembler likes
 
 
 class Splits(NamedTuple):
@@ -47,8 +50,9 @@ class Splits(NamedTuple):
 def streaming(positions: int, itemsize: int) -> Streaming:
     """The tile for maps of H * W positions and features of `itemsize` bytes."""
     room = next(room for room in POSITIONS if positions <= room)
-    block = max(TILE // room, SECTOR // itemsize)
-    return Streaming(room, block)
+    block = max(min(TILE, TILE_BYTES // itemsize) // room, SECTOR // itemsize)
+    crowded = itemsize == 8 or room == POSITIONS[-1]
+    return Streaming(room, block, REGISTERS if crowded else None)
 
 
 def split(channels: int, samples: int, block: int, device: torch.device) -> Splits:
