@@ -228,6 +228,19 @@ def test_bytes_and_sectors_of_a_strided_gather():
     assert device.stores("y").sectors == 13  # 100 floats of an aligned tensor
 
 
+def test_lanes_that_ran_more_often_are_in_step_again_after_a_barrier():
+    device, rounds = samples(), 5
+    device.setup(1)
+    x, y = values(rounds * 64), torch.full((36,), torch.nan)
+    device.watch(x=x)
+    device.watch_output(y=y)
+    assert device.launch_columns(x, y, rounds) == 0
+    assert torch.allclose(y, x.view(rounds, 64)[:, :36].sum(0))
+    loads = device.loads("x")
+    # In each round all 32 lanes read four sectors, and then four lanes read half of one.
+    assert (loads.requests, loads.sectors, loads.wasteful) == (2 * rounds, 5 * rounds, rounds)
+
+
 def test_broadcasts_are_counted_once_among_distinct_bytes():
     device = samples()
     device.setup()

@@ -23,7 +23,8 @@ enum class State { ready, at_barrier, at_warp_op, at_grid_barrier, done };
 
 struct Tensor;
 
-// The n-th execution of one instruction by the lanes of a warp: what the hardware sends to memory together.
+// The n-th execution of one instruction by the lanes of a warp since a barrier, where all of them meet again: what the
+// hardware sends to memory together.
 struct Request {
   Tensor* tensor = nullptr;
   unsigned lanes = 0;

@@ -138,8 +138,8 @@ void Request::add(std::uintptr_t sector, std::uint32_t mask) {
   sectors.emplace_back(sector, mask);
 }
 
-void count_requests(Block& finished) {
-  for (Warp& warp : finished.warps) {
+void count_requests(Block& block) {
+  for (Warp& warp : block.warps) {
     for (int write = 0; write < 2; ++write) {
       for (auto& site : warp.sites[write]) {
         for (const Request& request : site.second.requests) {

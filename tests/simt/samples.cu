@@ -29,6 +29,7 @@ EXPORT launch_histogram(const int* values, int* bins, int count) {
   return SIMT_LAUNCH(histogram, (count + 127) / 128, 128, 0, 0, values, bins, count);
 }
 EXPORT launch_reverse_warps(const int* x, int* y) { return SIMT_LAUNCH(reverse_warps, 1, 64, 0, 0, x, y); }
+EXPORT launch_columns(const float* x, float* y, int rounds) { return SIMT_LAUNCH(columns, 1, 32, 0, 0, x, y, rounds); }
 EXPORT launch_gather(const float* x, float* y, int count, int stride) {
   return SIMT_LAUNCH(gather, (count + 63) / 64, 64, 0, 0, x, y, count, stride);
 }

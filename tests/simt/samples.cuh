@@ -144,6 +144,17 @@ __global__ void gather(const float* x, float* y, int count, int stride) {
     y[i] = x[i * stride];
 }
 
+// y[i] = the sum of column i of x [rounds, 64], the first 36 of which are read by one warp: four of its lanes run once
+// more than the others between two barriers.
+__global__ void columns(const float* x, float* y, int rounds) {
+  float sums[2] = {};
+  for (int round = 0; round < rounds; ++round) {
+    for (int i = threadIdx.x; i < 36; i += 32) sums[i / 32] += x[round * 64 + i];
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < 36; i += 32) y[i] = sums[i / 32];
+}
+
 // y[i] = twice x[i].
 __global__ void twice_half(const __half* x, __half* y) {
   y[threadIdx.x] = __float2half(2.0f * __half2float(x[threadIdx.x]));

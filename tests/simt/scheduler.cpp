@@ -71,6 +71,7 @@ void release_barrier(Block& waiting) {
   }
   waiting.at_barrier = 0;
   ++waiting.epoch;
+  count_requests(waiting);
 }
 
 [[noreturn]] void report_deadlock(const Block& stuck) {
@@ -217,6 +218,7 @@ void Block::release_grid_barrier() {
   }
   at_grid_barrier = 0;
   ++epoch;
+  count_requests(*this);
 }
 
 void Block::finish() {
