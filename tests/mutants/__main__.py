@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, help="processor seconds a test may take (default: 2 x the baseline's)")
     parser.add_argument("--least", type=float, default=0.95, help="part that must be killed (default 0.95)")
     parser.add_argument("--match", default="", help="only mutants of files whose path contains this")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only mutants of these kinds, as --list names them")
     parser.add_argument("--list", action="store_true", help="show the sample, and run nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree (default: this one)")
     return parser.parse_args()
@@ -69,6 +70,11 @@ def main() -> int:
     args = arguments()
     target = TARGETS[args.target]
     everything = [mutant for mutant in target.mutants(args.root) if args.match in mutant.file]
+    if args.kinds:
+        possible = sorted({mutant.kind for mutant in everything})
+        if unknown := set(args.kinds) - set(possible):
+            sys.exit(f"--kinds must be of {', '.join(possible)}, got {', '.join(sorted(unknown))}")
+        everything = [mutant for mutant in everything if mutant.kind in args.kinds]
     chosen = sample(everything, args.seed)
     known = explained(args.root / "docs" / "mutants.md")
     print(f"{len(everything)} mutants of {args.target}, {min(args.count, len(everything))} of them by seed {args.seed}")
