@@ -322,3 +322,9 @@ def test_command_line():
     lists = [subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert lists[0] == lists[1]
     assert lists[0].count("\n  + ") == 3
+    signs = subprocess.run([*command, "--kinds", "sign"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert signs.count(", sign\n") == 3
+    wrong = subprocess.run([*command, "--kinds", "sighn"], cwd=root, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "--kinds must be of " in wrong.stderr
+    assert "got sighn" in wrong.stderr

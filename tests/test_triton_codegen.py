@@ -1,5 +1,6 @@
 """Machine code of the Triton kernels, compiled without a GPU: no spilled register, wide accesses to the features."""
 
+import functools
 import os
 from importlib.util import find_spec
 
@@ -12,7 +13,22 @@ import torch
 
 from bench import codegen
 
-SHARDS = 8  # for parallel workers: every launch belongs to one
+SHARDS = 16  # for parallel workers: every launch belongs to one
+
+
+@functools.cache
+def every_launch():
+    return [launch for call in codegen.calls() for launch in codegen.launches(call)]
+
+
+@functools.cache
+def on_one_architecture():
+    return codegen.covering(every_launch())
+
+
+@functools.cache
+def on(architecture):
+    return [(launch, architecture) for launch, _, _ in codegen.distinct(every_launch(), architecture)]
 
 
 def assert_good(jobs):
@@ -44,17 +60,14 @@ def test_training_in_bfloat16_on_every_architecture(architecture, weighting):
 
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_every_configuration_on_one_architecture(shard):
-    every = [launch for call in codegen.calls() for launch in codegen.launches(call)]
-    assert_good(codegen.covering(every)[shard::SHARDS])
+    assert_good(on_one_architecture()[shard::SHARDS])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", codegen.ARCHITECTURES)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_every_configuration_on_every_architecture(shard, architecture):
-    every = [launch for call in codegen.calls() for launch in codegen.launches(call)]
-    jobs = codegen.distinct(every, architecture)
-    assert_good([(launch, architecture) for launch, _, _ in jobs[shard::SHARDS]])
+    assert_good(on(architecture)[shard::SHARDS])
 
 
 def test_a_spill_and_a_narrow_access_are_seen():
