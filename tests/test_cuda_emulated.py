@@ -105,6 +105,17 @@ def test_objectives_and_transforms(kernels, transform, objective, form):
     compare(kernels, case, form)
 
 
+def test_a_view_of_more_pixels_than_32_bits_count(kernels):
+    """Their number divides the mse objective."""
+    case = case_of(1, 1, (1, 2), objective="mse", size=(2**16, 2**16))
+    with kernels.running():
+        loss, grads = evaluate(case, "cuda")
+    exact_loss, exact_grads = evaluate(case, "torch")
+    assert_close(loss, exact_loss, 1e-10, floor=2 / 2**32)  # 2 - 2 cos cancels
+    for name in VIEWS:
+        assert_close(grads[name], exact_grads[name], 1e-10, what=name)
+
+
 @pytest.mark.parametrize("temperature", [0.005, 0.012, 0.07, 1.0, 10.0])
 def test_temperatures(kernels, temperature):
     compare(kernels, case_of(37, 4, (3, 3), temperature=temperature), "cooperative", tol=1e-9)

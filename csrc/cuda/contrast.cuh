@@ -16,7 +16,7 @@ struct ContrastPhase {
   double consistency, inverse_temperature;
   Scalar loss;
   Objective objective;
-  int pixels;  // of the view, for the mse objective
+  index_t pixels;  // of the view, for the mse objective
   const double* positives;
   int splits;      // of the columns of a tile row
   void* largest;   // acc [B, splits]
