@@ -283,6 +283,15 @@ def test_shared_memory_holds_the_tables_of_large_views(watched, side):
         watched.emulator.assert_clean()
 
 
+@pytest.mark.parametrize("weighting", ["pooled", "gradcam"])
+def test_columns_that_do_not_divide_a_block(watched, weighting):
+    """24 vectors of channels: 10 threads share each, and the 16 that are left over must do nothing."""
+    case = case_of(1, 96, (7, 7), weighting, "channels_last", size=(9, 9)).to(torch.float32)
+    with watched.running("sequence", blocks=2):
+        evaluate(case, "cuda")
+        watched.emulator.assert_clean()
+
+
 def traffic(watched, case):
     """Bytes that move, and the traffic of the features, of the forward and of the backward."""
     emulator, found = watched.emulator, []
