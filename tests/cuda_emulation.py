@@ -26,7 +26,7 @@ for _name in OPERATORS:
 
 
 class Emulation:
-    """One build of the kernels. form, blocks: of csrc/cuda/launch.h; seed, yield_p: of the emulator's schedule."""
+    """One build of the kernels. form, blocks: of csrc/cuda/launch.h; the rest as for Emulator.setup."""
 
     def __init__(self, flavour: str = "plain", source=SOURCE, include=()):
         self.path = build(source, flavour, include=include)
@@ -35,9 +35,9 @@ class Emulation:
         self.watches = flavour == "instrumented"
 
     @contextlib.contextmanager
-    def running(self, form: str = "automatic", blocks: int = 0, seed: int = 0, yield_p: float = 0.0):
+    def running(self, form: str = "automatic", blocks: int = 0, **device):
         """Within it, backend "cuda" is this build on CPU tensors."""
-        self.emulator.setup(seed, yield_p)
+        self.emulator.setup(**device)
         watch = (self.emulator.watch, self.emulator.watch_output) if self.watches else (None, None)
         _current.launchers = Launchers(self.library, form, blocks, *watch)
         module = SimpleNamespace(entry_points=fused.entry_points("cuda", _stages))

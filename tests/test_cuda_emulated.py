@@ -246,6 +246,42 @@ def test_every_schedule_gives_the_same_bits(kernels, dtype):
             assert_same_bits(grads[name], results[0][1][name], name)
 
 
+# Kernels of the sequence: heatmaps, rows, similarities, loss; and back. The mse objective has no similarities.
+STEPS = {"released": (4, 3), "paper": (4, 3), "mse": (3, 2)}
+
+
+@pytest.mark.parametrize("objective", STEPS)
+def test_one_kernel_each_way_where_the_device_can(kernels, objective):
+    """The launcher chooses: one cooperative kernel, or the sequence on a device that refuses it; the bits are equal."""
+    case, results = case_of(9, 300, (4, 4), "pooled", objective=objective), []
+
+    def launches(form="automatic", **device):
+        leaves = [v.detach().requires_grad_() for v in case.views]
+        with kernels.running(form, **device):
+            before = kernels.emulator.launches()
+            loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
+            between = kernels.emulator.launches()
+            results.append([loss, *torch.autograd.grad(loss, leaves)])
+            return between - before, kernels.emulator.launches() - between
+
+    assert launches() == launches("cooperative") == (1, 1)
+    assert launches("sequence") == STEPS[objective]
+    assert launches(cooperative=False) == STEPS[objective]
+    assert launches(blocks=5) == STEPS[objective]  # of which the device holds four at once
+    for result in results[1:]:
+        for got, wanted in zip(result, results[0], strict=True):
+            assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [({"cooperative": False}, "takes no cooperative launches"), ({"blocks": 5}, "does not hold so many blocks")],
+)
+def test_a_cooperative_kernel_that_is_asked_for_is_not_replaced(kernels, device, message):
+    with kernels.running("cooperative", **device), pytest.raises(RuntimeError, match=message):
+        evaluate(case_of(9, 300, (4, 4)), "cuda")
+
+
 def test_mean_square_is_never_negative(kernels):
     """Identical views: 2 - 2 cos cancels to the last bit, and either sign of the rest must not show."""
     for seed in range(100):

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from mutants import common, cpp_source, python_source
+from mutants.__main__ import judge_all
 from mutants.report import Results, conclude, describe, explained, item
 from mutants.runner import Broken, Outcome, Workplace, digest, files_of
 from mutants.targets import TARGETS, Target
@@ -133,6 +135,11 @@ def test_python(line, expected):
         ("T d = minimum(a, b);", {("extremum", "T d = maximum(a, b);")}),
         ("T d = c ? a : b;", {("branch", "T d = c ? b : a;")}),
         ("T d = a < b ? a : b;", {("branch", "T d = a < b ? b : a;")}),
+        ("T d = a < b ? T(b) : a;", {("branch", "T d = a < b ? a : T(b);")}),
+        (
+            "T d = a < b ? f(b) : a;",
+            {("comparison", "T d = a <= b ? f(b) : a;"), ("branch", "T d = a < b ? a : f(b);")},
+        ),
         ("if (c) f();", {("branch", "if (!(c)) f();"), ("mask", "if (true || (c)) f();")}),
         ("if constexpr (b > 1) f(a);", set()),
         ("for (; c; i += b) f();", set()),
@@ -262,6 +269,15 @@ def test_runner(tree, tmp_path):
     assert workplace.judge(pick["statement", "pass"], limit=5)[:2] == ("killed", "signal SIGXCPU")  # it never ends
     assert (tmp_path / "copy/cgc_kernels/kernel.py").read_text() == KERNEL
     assert snapshot(tree) == before
+
+
+def test_a_mutant_that_computes_the_same_is_replaced_by_the_next(tree, tmp_path):
+    pick = {(m.kind, m.mutated): m for m in TARGET.mutants(tree)}
+    same, wrong = pick["sign", "unseen = x - n"], pick["comparison", "return x <= n"]
+    args = SimpleNamespace(count=1, jobs=1, limit=60, root=tree)
+    for reason, expected in (("equivalent, nobody reads it", [same, wrong]), ("nobody reads it", [same])):
+        results = Results(tmp_path / f"{len(expected)}.jsonl", "")
+        assert list(judge_all([same, wrong], {same.identity: reason}, TARGET, args, results)) == expected
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,18 @@ def shares_agree(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 def shares(device: Emulator) -> bool:
-    x, partial, y = values(500) + 9, torch.full((5,), torch.nan), torch.full((500,), torch.nan)
+    x, partial, y = values(500) + 9, torch.full((4,), torch.nan), torch.full((500,), torch.nan)
     device.watch(x=x)
     device.watch_output(partial=partial, y=y)
-    assert device.launch_shares(x, partial, y, 500, 5) == 0
+    assert device.launch_shares(x, partial, y, 500, 4) == 0
     return shares_agree(x, y)
 
 
 def shares_in_sequence(device: Emulator, first_stream: int = 1, second_stream: int = 1) -> bool:
-    x, partial, y = values(500) + 9, torch.full((5,), torch.nan), torch.full((500,), torch.nan)
+    x, partial, y = values(500) + 9, torch.full((4,), torch.nan), torch.full((500,), torch.nan)
     device.watch(x=x)
     device.watch_output(partial=partial, y=y)
-    assert device.launch_shares_in_sequence(x, partial, y, 500, 5, first_stream, second_stream) == 0
+    assert device.launch_shares_in_sequence(x, partial, y, 500, 4, first_stream, second_stream) == 0
     return shares_agree(x, y)
 
 
@@ -288,6 +288,18 @@ def test_a_grid_barrier_needs_a_cooperative_launch():
     device.setup()
     assert device.launch_grid_barrier_alone() == 1
     assert "not cooperative" in device.messages()
+
+
+def test_the_device_refuses_a_cooperative_launch_that_it_cannot_hold():
+    device = samples("plain")
+    x, partial, y = values(500) + 9, torch.full((4,), torch.nan), torch.full((500,), torch.nan)
+    for properties, outcome in (({}, 0), ({"resident_blocks": 3}, 2), ({"cooperative": False}, 3)):
+        device.setup(**properties)
+        before = device.launches()
+        assert device.launch_shares(x, partial, y, 500, 4) == outcome
+        assert device.launches() - before == (outcome == 0)
+        assert shares_in_sequence(device)  # which needs neither
+        device.assert_clean()
 
 
 def test_a_shuffle_from_a_lane_outside_the_mask_is_an_error():

@@ -1,4 +1,4 @@
-// What the launchers ask of the device. The emulator of the tests has one that holds four blocks.
+// What the launchers ask of the device, or of the emulator's.
 #pragma once
 
 #include "platform.cuh"
@@ -43,8 +43,8 @@ inline void forget_error() { cudaGetLastError(); }
 #else
 
 struct Residency {
-  int blocks = 4;
-  bool cooperative = true;
+  int blocks = simt::config.resident_blocks;
+  bool cooperative = simt::config.cooperative;
   int error = 0;
 };
 
@@ -53,9 +53,14 @@ Residency residency(Kernel, index_t) {
   return {};
 }
 
-inline const char* error_name(int) { return "the emulator refused the launch, or it did not end"; }
+constexpr int too_large = simt::cooperative_too_large, not_supported = simt::cooperative_not_supported;
 
-constexpr int too_large = -1, not_supported = -2;
+inline const char* error_name(int code) {
+  return code == too_large       ? "the device does not hold so many blocks at once"
+         : code == not_supported ? "the device takes no cooperative launches"
+                                 : "the emulator refused the launch, or it did not end";
+}
+
 inline void forget_error() {}
 
 #endif

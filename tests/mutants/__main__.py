@@ -5,11 +5,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from queue import Queue
 
 from .common import Mutant, sample
-from .report import Results, conclude, describe, explained
+from .report import Results, conclude, describe, equivalent, explained
 from .runner import Broken, Outcome, Workplace, digest, files_of
 from .targets import TARGETS, Target
 
@@ -31,15 +32,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: Results) -> Iterator[Mutant]:
-    """Judge mutants in the order given until `count` of those that build are known; yields them as they are."""
+def judge_all(
+    chosen: list[Mutant], known: dict[tuple[str, ...], str], target: Target, args, results: Results
+) -> Iterator[Mutant]:
+    """Judge mutants in the order given until enough are; yields them as they come.
+
+    One that does not build, or that computes the same, is no wrong kernel: the next one takes its place.
+    """
     files = files_of(args.root, target)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(args.jobs) as pool:
         free: Queue[Workplace] = Queue()
         for job in range(args.jobs):
             free.put(Workplace(args.root, files, target, Path(folder) / str(job)))
         first = free.get()
-        seconds = first.baseline({target.stage(mutant.file) for mutant in chosen[:count]}, args.limit)
+        seconds = first.baseline({target.stage(mutant.file) for mutant in chosen[: args.count]}, args.limit)
         limit = args.limit or 30 + 2 * seconds
         print(f"the tests pass without a mutant, in {seconds:.0f} processor seconds", flush=True)
         free.put(first)
@@ -52,16 +58,16 @@ def judge_all(chosen: list[Mutant], count: int, target: Target, args, results: R
                 free.put(workplace)
 
         try:
-            waiting, built = iter(chosen), 0
-            while built < count and (batch := [m for m, _ in zip(waiting, range(count - built), strict=False)]):
-                known = [mutant for mutant in batch if results.get(mutant)]
+            waiting, wrong = iter(chosen), 0
+            while wrong < args.count and (batch := list(islice(waiting, args.count - wrong))):
+                yield from [mutant for mutant in batch if results.get(mutant)]
                 running = [pool.submit(judge, mutant) for mutant in batch if not results.get(mutant)]
-                yield from known
                 for future in as_completed(running):
                     mutant, outcome = future.result()
                     results.add(mutant, outcome)
                     yield mutant
-                built += sum(results.get(mutant).status != "unbuildable" for mutant in batch)
+                outcomes = [(mutant, results.get(mutant)) for mutant in batch]
+                wrong += sum(o.status != "unbuildable" and not equivalent(m, o, known) for m, o in outcomes)
         finally:
             pool.shutdown(cancel_futures=True)  # an interruption waits for the mutants at work alone
 
@@ -84,7 +90,7 @@ def main() -> int:
     path = args.root / "build" / "mutants" / f"{args.target}.jsonl"
     results = Results(path, digest(args.root, files_of(args.root, target)))
     judged = []
-    for mutant in judge_all(chosen, args.count, target, args, results):
+    for mutant in judge_all(chosen, known, target, args, results):
         outcome = results.get(mutant)
         print(describe(mutant, outcome, known), flush=True)
         if outcome.status != "unbuildable":

@@ -205,17 +205,22 @@ class _Body:
             yield from self._statement(i + 1)
 
     def _chooses_an_operand(self, i: int) -> bool:
-        """`a < b ? b : a`: with `<=` it is the same."""
+        """`a < b ? b : a`, or `a < 0 ? T(0) : a`: with `<=` it is the same."""
         question = self._end(i + 1, ("?", "&&", "||", ";", ","))
         if self.text(question) != "?":
             return False
         colon = self._end(question + 1, (":",))
         end = self._end(colon + 1, (";", ",", ":"))
         begin = self._begin(i, ("=", "return", ",", ";", "{", "}", ":", "?", "&&", "||"))
-        return {self.code(begin, i), self.code(i + 1, question)} == {
-            self.code(question + 1, colon),
-            self.code(colon + 1, end),
-        }
+        compared = {self._operand(begin, i), self._operand(i + 1, question)}
+        return compared == {self._operand(question + 1, colon), self._operand(colon + 1, end)}
+
+    def _operand(self, first: int, last: int) -> str:
+        """The source of an operand, without the type that it is converted to."""
+        called = self.tokens[first].kind == "name" and self.text(first + 1) == "("
+        if called and matching(self.tokens, first + 1) == last - 1 and self.text(first)[0].isupper():
+            return self.code(first + 2, last - 1)
+        return self.code(first, last)
 
     def _steps_a_loop(self, i: int) -> bool:
         """Is it in the head of a `for`, which would never end?"""

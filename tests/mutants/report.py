@@ -60,6 +60,11 @@ def describe(mutant: Mutant, outcome: Outcome | None, known: dict[tuple[str, ...
     return f"{where}{status}\n  - {mutant.original}\n  + {mutant.mutated}"
 
 
+def equivalent(mutant: Mutant, outcome: Outcome, known: dict[tuple[str, ...], str]) -> bool:
+    """Is it explained as one that computes the same, and was it not killed all the same?"""
+    return outcome.status != "killed" and known.get(mutant.identity, "").startswith("equivalent")
+
+
 def conclude(judged: list[tuple[Mutant, Outcome]], known: dict[tuple[str, ...], str], least: float) -> tuple[str, bool]:
     """The figures, and whether at least that part was killed and each survivor is explained.
 
@@ -67,12 +72,12 @@ def conclude(judged: list[tuple[Mutant, Outcome]], known: dict[tuple[str, ...], 
     """
     count = {status: sum(o.status == status for _, o in judged) for status in ("killed", "timeout", "survived")}
     left = [mutant for mutant, outcome in judged if outcome.status != "killed"]
-    equivalent = sum(known.get(mutant.identity, "").startswith("equivalent") for mutant in left)
-    total = len(judged) - equivalent
+    same = sum(equivalent(mutant, outcome, known) for mutant, outcome in judged)
+    total = len(judged) - same
     rate = count["killed"] / total if total else 0.0
     unexplained = [mutant for mutant in left if mutant.identity not in known]
-    text = f"{count['killed']} of {len(judged)} killed, {count['timeout']} timeout, {count['survived']} survived: "
-    text += f"{rate:.1%} without the {equivalent} equivalent"
+    text = f"{count['killed']} of {total} killed, {rate:.1%}; {len(judged)} drawn, {count['survived']} survived, "
+    text += f"{count['timeout']} timeout, of which {same} equivalent"
     if unexplained:
         text = "\n".join(["to be killed or explained:", *map(item, unexplained), text])
     return text, bool(total) and rate >= least and not unexplained

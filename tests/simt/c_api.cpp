@@ -14,6 +14,15 @@ void simt_setup(unsigned seed, double yield_p) {
   simt::config.yield_p = yield_p;
 }
 
+// The device: blocks that it holds at once, and whether it takes cooperative launches.
+void simt_device(int resident_blocks, bool cooperative) {
+  simt::config.resident_blocks = resident_blocks;
+  simt::config.cooperative = cooperative;
+}
+
+// Kernels that were started since the process began.
+unsigned simt_launches() { return simt::launch_number; }
+
 // Registers a buffer of global memory. Once there is one, an access to anything unregistered is out of bounds.
 // element: bytes of the smallest access to it.
 void simt_watch(const void* data, std::size_t bytes, const char* name, std::size_t element) {

@@ -47,9 +47,14 @@ class Emulator:
         function = getattr(self._library, name)
         return lambda *arguments: function(*map(_argument, arguments))
 
-    def setup(self, seed: int = 0, yield_p: float = 0.0) -> None:
-        """Forgets what was watched and found; chooses the schedule and the share of accesses with a context switch."""
+    def setup(self, seed: int = 0, yield_p: float = 0.0, resident_blocks: int = 4, cooperative: bool = True) -> None:
+        """Forgets what was watched and found; chooses the schedule and the share of accesses with a context switch.
+
+        resident_blocks, cooperative: of the device: blocks that it holds at once, and whether it takes cooperative
+        launches.
+        """
         self._library.simt_reset()
+        self._library.simt_device(ctypes.c_int(resident_blocks), ctypes.c_bool(cooperative))
         self._library.simt_setup(ctypes.c_uint(seed), ctypes.c_double(yield_p))
         self._kept = []
 
@@ -60,6 +65,10 @@ class Emulator:
     def watch_output(self, **tensors) -> None:
         """The same, where a kernel must write each byte before one reads it."""
         self._watch(self._library.simt_watch_output, tensors)
+
+    def launches(self) -> int:
+        """Number of kernels started since the process began."""
+        return self._library.simt_launches()
 
     def errors(self) -> int:
         """Number of faults found since `setup`."""

@@ -10,6 +10,8 @@ struct Config {
   unsigned seed = 0;   // 0: threads in order; else every round and the order of blocks is permuted
   double yield_p = 0;  // instrumented: probability of a context switch before a memory access
   std::size_t stack = std::size_t(64) << 10;  // bytes for each emulated thread
+  int resident_blocks = 4;                    // of any kernel, which the device holds at once
+  bool cooperative = true;                    // whether the device takes cooperative launches
 };
 extern Config config;
 
@@ -24,8 +26,11 @@ struct Launch {
   char *image_begin, *shared_begin, *image_end;  // the library; from shared_begin on, its zero-initialised data
 };
 
-// Runs a kernel to its end; 0, or 1 if it had to be given up (deadlock). Launches are serialised.
-int run(const Launch& launch);
+// What a launch returns. given_up: a deadlock, or a launch that no device would take.
+enum Outcome : int { ended = 0, given_up = 1, cooperative_too_large = 2, cooperative_not_supported = 3 };
+
+// Runs a kernel to its end. Launches are serialised.
+Outcome run(const Launch& launch);
 
 enum class Barrier { plain, count, all, any };
 enum class WarpOp { shuffle_index, shuffle_up, shuffle_down, shuffle_xor, ballot, sync };

@@ -133,13 +133,17 @@ void run_together(const Launch& launch, std::vector<unsigned> order, std::mt1993
   for (const unsigned rank : order) resident(rank).finish();
 }
 
-bool acceptable(const Launch& launch) {
+Outcome acceptable(const Launch& launch) {
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   const bool valid = threads >= 1 && threads <= largest_block && launch.grid.x * launch.grid.y * launch.grid.z >= 1;
   if (!valid) fail(Error::misuse, "launch of blocks of %u threads, or of no block", threads);
   const bool fits = launch.dynamic_bytes <= largest_shared;
   if (!fits) fail(Error::misuse, "launch of blocks with %zu bytes of shared memory", launch.dynamic_bytes);
-  return valid && fits;
+  if (!valid || !fits) return given_up;
+  if (!launch.cooperative) return ended;
+  if (!config.cooperative) return cooperative_not_supported;
+  const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
+  return blocks > unsigned(config.resident_blocks) ? cooperative_too_large : ended;
 }
 
 }  // namespace
@@ -228,10 +232,10 @@ void Block::finish() {
   }
 }
 
-int run(const Launch& launch) {
+Outcome run(const Launch& launch) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  if (!acceptable(launch)) return 1;
+  if (const Outcome refusal = acceptable(launch)) return refusal;
   launched = &launch;
   gridDim = launch.grid;
   blockDim = launch.block;
@@ -243,11 +247,11 @@ int run(const Launch& launch) {
   std::iota(order.begin(), order.end(), 0u);
   std::mt19937 random(config.seed);
   if (config.seed) std::shuffle(order.begin(), order.end(), random);
-  int outcome = 0;
+  Outcome outcome = ended;
   try {
     launch.cooperative ? run_together(launch, order, random) : run_in_turn(launch, order);
   } catch (const Deadlock&) {
-    outcome = 1;  // the fibers are abandoned where they wait
+    outcome = given_up;  // the fibers are abandoned where they wait
   }
   copy(launch.shared_begin, host_data.data(), shared_bytes());
   launched = nullptr;
