@@ -105,6 +105,26 @@ def test_objectives_and_transforms(kernels, transform, objective, form):
     compare(kernels, case, form)
 
 
+@pytest.mark.parametrize("side", [(32, 30), (30, 32)])
+def test_large_maps_of_unequal_sides(kernels, side):
+    """Of all maps they leave the least shared memory beside tables of full size."""
+    compare(kernels, case_of(1, 2, side), "cooperative")
+
+
+@pytest.mark.parametrize("weighting", ["pooled", "gradcam"])
+def test_as_many_channels_as_a_block_takes(kernels, weighting):
+    """Of 512 samples each is two blocks', with 1024 channels for either, whose weights fill their shared memory."""
+    features, gradients, *_ = case_of(512, 2048, (1, 1), weighting).to(torch.float32).views
+    leaves = [t.detach().requires_grad_() for t in (features, gradients)]
+    results = []
+    for backend in ("cuda", "torch"):
+        with kernels.running():
+            maps = gradcam(*leaves, backend=backend)
+            results.append([maps, *torch.autograd.grad(maps.square().sum(), leaves)])
+    for got, wanted in zip(*results, strict=True):
+        assert_close(got, wanted, 1e-5)
+
+
 def test_a_view_of_more_pixels_than_32_bits_count(kernels):
     """Their number divides the mse objective."""
     case = case_of(1, 1, (1, 2), objective="mse", size=(2**16, 2**16))
