@@ -10,6 +10,7 @@ from numbers import Integral, Real
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from .options import OBJECTIVES, WEIGHTINGS, Options
 from .transforms import CropFlip, check_structure, check_values
@@ -116,8 +117,8 @@ def _matrix(given, batch: int, device: torch.device) -> torch.Tensor:
     _same_device("transform", given, device)
     matrix = given.detach()
     if matrix.shape[1] == 2:
-        last = matrix.new_tensor([0.0, 0.0, 1.0]).expand(batch, 1, 3)
-        matrix = torch.cat([matrix, last], dim=1)
+        matrix = F.pad(matrix, (0, 0, 0, 1))
+        matrix[:, 2, 2].fill_(1)  # made where the matrix is: a copy from the host would wait for the device
     if _readable(matrix):
         _check_invertible(matrix)
     return matrix

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from cases import CPP, simple_case
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgc_kernels import CAM, CGCLoss, CropFlip, backends, cgc_loss, gradcam, heatmap_loss
+from cgc_kernels import CAM, CGCLoss, CropFlip, backends, cgc_loss, checks, gradcam, heatmap_loss
 from cgc_kernels.backends import cpp, reference
 from cgc_kernels.backends import torch as torch_backend
 
@@ -310,6 +311,28 @@ def test_gradcam(features, gradients, weighting, error, message, backend):
 def test_cgc_loss_module_checks_at_once(wrong, error, message):
     with pytest.raises(error, match=message):
         CGCLoss(**{"image_size": SIZE, **wrong})
+
+
+class Operators(TorchDispatchMode):
+    """Those that run within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_affine_matrix_takes_nothing_from_the_host():
+    """A constant that is copied to a GPU waits for it, and cannot be captured into a graph."""
+    given = torch.eye(3)[:2].repeat(2, 1, 1)
+    with Operators() as operators:
+        matrix = checks.transform(given, 2, (8, 8), given.device)
+    assert torch.equal(matrix, torch.eye(3).repeat(2, 1, 1))
+    assert operators.seen
+    assert torch.ops.aten.lift_fresh.default not in operators.seen
 
 
 def test_backend_is_checked_after_the_tensors():

@@ -7,7 +7,12 @@ from compare import assert_close, assert_low_precision, assert_same_bits
 
 from cgc_kernels import CropFlip, backends, cgc_loss, gradcam, heatmap_loss, info
 
-pytestmark = pytest.mark.gpu
+# The compilers of PyTorch itself warn about what they deprecate.
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
+]
 
 
 def served(name: str):
@@ -124,12 +129,16 @@ def test_reruns_are_equal_to_the_last_bit(backend):
             assert_same_bits(got, wanted)
 
 
+TRANSFORMS = {"crop": crops(), "homography": crops().matrix(SIZE), "affine": crops().matrix(SIZE)[:, :2]}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("weighting", ["gradcam", "elementwise"])
 @pytest.mark.parametrize("backend", FUSED)
-def test_a_graph_is_captured_and_replayed(backend, weighting):
+def test_a_graph_is_captured_and_replayed(backend, weighting, transform):
     """Nothing waits for the device, and a replay reads what its inputs hold then."""
     tensors = on("cuda", inputs(torch.float32, torch.contiguous_format))
-    transform = crops().to("cuda")
+    transform = TRANSFORMS[transform].to("cuda")
 
     def run():
         loss = cgc_loss(

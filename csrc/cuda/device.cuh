@@ -5,6 +5,8 @@
 
 namespace cgc::CGC_ISA {
 
+constexpr index_t shared_limit = 96 * 1024;  // what every device since compute capability 8.0 gives a block
+
 #ifdef __CUDACC__
 
 // Blocks of a kernel that the current device holds at once; the error if it cannot be asked.
@@ -25,8 +27,8 @@ Residency residency(Kernel kernel, index_t shared_bytes) {
   attempt(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
   attempt(cudaDeviceGetAttribute(&threads, cudaDevAttrMaxThreadsPerMultiProcessor, device));
   attempt(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
-  if (shared_bytes > 48 * 1024) {  // more must be asked for
-    attempt(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  if (shared_bytes > 48 * 1024) {  // more must be asked for; always for the same, since other threads launch too
+    attempt(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_limit)));
   }
   attempt(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block_threads, std::size_t(shared_bytes)));
   found.blocks = blocks * processors;

@@ -9,8 +9,6 @@
 
 namespace cgc::CGC_ISA {
 
-constexpr index_t shared_limit = 96 * 1024;  // what every device since compute capability 8.0 gives a block
-
 inline bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
 inline int bytes_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
@@ -115,9 +113,10 @@ int start_fused(void (*kernel)(Call), std::initializer_list<Step> steps, const L
   call.steps = all.bit;
   const int error = SIMT_LAUNCH_COOP(kernel, unsigned(clamp(blocks, index_t(1), all.items)), block_threads,
                                      std::size_t(all.shared), launch.stream, call);
+  if (error == 0) return 0;
+  forget_error();  // it is returned or answered by the sequence; the next caller must not meet it
   const bool refused = error == too_large || error == not_supported;
   if (!refused || launch.form == Form::cooperative) return error;
-  forget_error();
   return start_sequence(kernel, steps, launch, call);
 }
 
