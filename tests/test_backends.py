@@ -114,6 +114,61 @@ def library(monkeypatch):
     return import_module("cgc_kernels.ops.library")
 
 
+@pytest.fixture
+def a_device(monkeypatch, library):
+    """Makes torch find a CUDA device of a compute capability, and kernels built for architectures."""
+
+    def make(capability, architectures):
+        backends.cuda._unfit.cache_clear()
+        monkeypatch.setitem(library._failures, "cuda", None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        monkeypatch.setattr(backends.cuda, "architectures", lambda: architectures)
+        return torch.device("cuda", 0)
+
+    yield make
+    backends.cuda._unfit.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "fits"),
+    [
+        (["8.0", "9.0"], (8, 0), True),
+        (["8.0", "9.0"], (8, 6), True),
+        (["8.0", "9.0"], (9, 0), True),
+        (["8.0", "9.0"], (7, 5), False),
+        (["8.6", "9.0"], (8, 0), False),
+        (["8.0", "9.0"], (12, 0), False),
+        (["8.0", "9.0+PTX"], (12, 0), True),
+        (["12.0+PTX"], (11, 0), False),
+        (["9.0a+PTX"], (9, 0), True),
+        (["9.0a+PTX"], (10, 0), False),
+        (["10.0f"], (10, 3), True),
+        ([], (7, 5), True),
+    ],
+)
+def test_the_cuda_kernels_serve_the_devices_they_were_built_for(a_device, architectures, capability, fits):
+    device = a_device(capability, architectures)
+    assert (backends.choose("auto", device) is backends.cuda) == fits
+    assert (info()["auto"]["cuda"] == "cuda") == fits
+    if not fits:
+        found = "{}.{}".format(*capability)
+        with pytest.raises(RuntimeError, match=f"built for compute capability .*, cuda:0 has {found}; "):
+            backends.choose("cuda", device)
+
+
+def test_the_choice_compiles(monkeypatch, library):
+    monkeypatch.setitem(library._failures, "cuda", None)
+    device = torch.device("cuda", 0)
+
+    def doubled_by_cuda(x):
+        return 2 * x if backends.choose("auto", device) is backends.cuda else x
+
+    compiled = torch.compile(doubled_by_cuda, backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1)) == 2
+
+
 def test_maps_beyond_the_cuda_kernels(monkeypatch, library):
     monkeypatch.setitem(library._failures, "cuda", None)
     cuda, largest = torch.device("cuda"), backends.LARGEST_SIDE

@@ -34,12 +34,17 @@ def choose(name: str, device: Device, side: int = 1) -> ModuleType:
     chosen by itself. An explicit request that cannot be served raises RuntimeError with the reason and the remedy.
     """
     if name == "auto":
-        order = _AUTO_ORDER.get(device.type, ("torch",))
-        name = next(candidate for candidate in order if _obstacle(candidate, device, side) is None)
+        name = _automatic(device, side)
     reason = _obstacle(name, device, side)
     if reason is not None:
         raise RuntimeError(f"backend must be one that can serve this call, got {name!r}: {reason}")
     return _MODULES[name]
+
+
+def _automatic(device: Device, side: int) -> str:
+    """The backend that "auto" takes."""
+    order = _AUTO_ORDER.get(device.type, ("torch",))
+    return next(candidate for candidate in order if _obstacle(candidate, device, side) is None)
 
 
 def _obstacle(name: str, device: Device, side: int) -> str | None:
@@ -48,6 +53,8 @@ def _obstacle(name: str, device: Device, side: int) -> str | None:
     if reason is None and device.type not in _device_types(name, device):
         needed = " or ".join(kind.upper() for kind in _device_types(name, device))
         reason = f"it needs {needed} tensors, got tensors on {device}; use backend='auto' or move them"
+    if reason is None and name == "cuda":
+        reason = cuda.unfit(device.index)
     if reason is None and name in ("cuda", "triton") and side > LARGEST_SIDE:
         reason = f"its maps are at most {LARGEST_SIDE} cells each way, got {side}; use backend='torch'"
     return reason
@@ -75,9 +82,7 @@ def info() -> dict:
     names = BACKENDS[1:]
     return {
         "versions": ops.versions(),
-        "auto": {
-            device: next(name for name in order if unavailable(name) is None) for device, order in _AUTO_ORDER.items()
-        },
+        "auto": {device: _automatic(Device(device), side=1) for device in _AUTO_ORDER},
         "backends": {
             name: {"available": unavailable(name) is None, "reason": unavailable(name) or ""} for name in names
         },

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .. import chain
 from . import cam, cgc, contrast, resample
-from .library import COMPILED, Namespace, processor, unavailable, versions
+from .library import COMPILED, Namespace, architectures, processor, unavailable, versions
 
 
 class Stages(NamedTuple):
@@ -31,4 +31,4 @@ def define(namespace: Namespace) -> Stages:
 
 compiled = define(COMPILED)
 
-__all__ = ["Namespace", "Stages", "compiled", "define", "processor", "unavailable", "versions"]
+__all__ = ["Namespace", "Stages", "architectures", "compiled", "define", "processor", "unavailable", "versions"]

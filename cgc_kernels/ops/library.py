@@ -58,11 +58,20 @@ def _load(name: str) -> str | None:
     return None
 
 
-def _build_reason(name: str) -> str:
+def _build_record(name: str, key: str, default):
     try:
-        return json.loads((_FOLDER / "_build.json").read_text())[name]["reason"]
+        return json.loads((_FOLDER / "_build.json").read_text())[name][key]
     except (OSError, ValueError, KeyError, TypeError):
-        return "cgc_kernels runs from a source tree that was never installed"
+        return default
+
+
+def _build_reason(name: str) -> str:
+    return _build_record(name, "reason", "cgc_kernels runs from a source tree that was never installed")
+
+
+def architectures() -> list[str]:
+    """What the CUDA kernels were built for, as "9.0" or "12.0+PTX"; empty if that is not known."""
+    return _build_record("cuda", "architectures", [])
 
 
 def unavailable(name: str) -> str | None:
