@@ -1,11 +1,14 @@
 """`python -m bench.gpu`: the loss on a GPU, every backend against its peers and against the device's own bandwidth.
 
 In every round a plain copy, each peer and each backend run once, timed by events on the stream; ratios are within a
-round. A backend's share of the bandwidth is the bytes of its floor (docs/performance.md) over its time, beside the
-bytes a second of that round's copy. Nothing is timed before it agrees with `reference` in float64 on the same inputs.
+round. Before each of them another copy evicts its inputs from the cache, and the device waits until the host has queued
+all of its work: what is timed is the device alone. A backend's share of the bandwidth is the bytes of its floor
+(docs/performance.md) over its time, beside the bytes a second of that round's copy. Nothing is timed before it agrees
+with `reference` in float64 on the same inputs; peers, whose sums are rounded as the inputs are, in float32.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -77,13 +80,22 @@ def measure(case: Case, device: str, rounds: int, backends=BACKENDS, copy_bytes:
     candidates: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
     with torch.device(device):  # the peers make their tables of weights where they run
         truth = _step(_ours(case, crop, "reference"), [leaf.detach().double().requires_grad_() for leaf in leaves])()
-        for name in (*PEERS, *(name for name in backends if unavailable(name) is None)):
-            function = _peer(case, crop, name) if name in PEERS else _ours(case, crop, name)
+        for name in PEERS:
+            function = _peer(case, crop, name)
+            wide = [
+                leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_() for leaf in leaves
+            ]
+            _assert_agrees(_step(function, wide)(), truth, name)
             candidates[name] = _step(function, leaves)
-            _assert_agrees(candidates[name](), truth, case, name)
+            candidates[name]()
+        for name in (name for name in backends if unavailable(name) is None):
+            candidates[name] = _step(_ours(case, crop, name), leaves)
+            _assert_agrees(candidates[name](), truth, name)
         figures = Figures(case, floor_bytes(case), 2 * copy_bytes, {name: [] for name in candidates})
+        leads = {name: lead(run, device, candidates["copy"]) for name, run in candidates.items()}
         for _ in range(rounds):
             for name, run in candidates.items():
+                leads[name]()
                 figures.seconds[name].append(seconds(run, device))
     return figures
 
@@ -118,10 +130,32 @@ def _step(loss, leaves: list[Tensor]):
     return step
 
 
-def _assert_agrees(results, truth, case, name):
-    scalar, tensor = TOLERANCES[case.dtype]
+def _assert_agrees(results, truth, name):
+    scalar, tensor = TOLERANCES[str(results[1].dtype).removeprefix("torch.")]
     for i, (got, expected) in enumerate(zip(results, truth, strict=True)):
         assert_close(got.double(), expected, scalar if i == 0 else tensor, what=f"{name}, result {i}")
+
+
+def lead(run: Callable[[], object], device: str, evict: Callable[[], object]) -> Callable[[], None]:
+    """What is queued before a timed run: `evict`, and a wait of twice the time in which the host queues the run."""
+    if device == "cpu":
+        return lambda: None
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    cycles = int((2 * (time.perf_counter() - start) + 1e-3) * _cycles_a_second())
+    torch.cuda.synchronize()
+
+    def ahead() -> None:
+        evict()
+        torch.cuda._sleep(cycles)
+
+    return ahead
+
+
+@functools.cache
+def _cycles_a_second(cycles: int = 10_000_000) -> float:
+    return cycles / seconds(lambda: torch.cuda._sleep(cycles), "cuda")
 
 
 def seconds(run: Callable[[], object], device: str) -> float:

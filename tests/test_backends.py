@@ -2,11 +2,15 @@
 
 import copy
 import doctest
+import importlib.util
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +119,32 @@ def library(monkeypatch):
 
 
 @pytest.fixture
+def triton_backend(monkeypatch):
+    """The backend, asked anew whether it can serve."""
+    monkeypatch.setattr(backends.triton, "_unavailable", backends.triton._unavailable.__wrapped__)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    return backends.triton
+
+
+def test_triton_needs_a_compiler_and_headers_but_not_its_interpreter(monkeypatch, triton_backend, tmp_path):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(triton_backend, "_python_headers", lambda: tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "triton needs a C compiler" in triton_backend.unavailable()
+    assert "use backend='torch'" in triton_backend.unavailable()
+    monkeypatch.setenv("CC", "cc")
+    assert triton_backend.unavailable() is None
+    (tmp_path / "Python.h").unlink()
+    assert f"Python's headers, in {tmp_path}" in triton_backend.unavailable()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton_backend.unavailable() is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "triton is not installed" in triton_backend.unavailable()
+
+
+@pytest.fixture
 def a_device(monkeypatch, library):
     """Makes torch find a CUDA device of a compute capability, and kernels built for architectures."""
 
@@ -129,6 +159,10 @@ def a_device(monkeypatch, library):
 
     yield make
     backends.cuda._unfit.cache_clear()
+
+
+def test_where_python_keeps_its_headers():
+    assert backends.triton._python_headers() == Path(sysconfig.get_path("include", "posix_prefix"))
 
 
 @pytest.mark.parametrize(
@@ -158,14 +192,16 @@ def test_the_cuda_kernels_serve_the_devices_they_were_built_for(a_device, archit
             backends.choose("cuda", device)
 
 
-def test_the_choice_compiles(monkeypatch, library):
+@pytest.mark.parametrize(("asked", "chosen"), [("auto", "cuda"), ("triton", "triton")])
+def test_the_choice_compiles(monkeypatch, library, asked, chosen):
     monkeypatch.setitem(library._failures, "cuda", None)
+    monkeypatch.setattr(backends.triton, "_unavailable", lambda: None)
     device = torch.device("cuda", 0)
 
-    def doubled_by_cuda(x):
-        return 2 * x if backends.choose("auto", device) is backends.cuda else x
+    def doubled_by_the_chosen(x):
+        return 2 * x if backends.choose(asked, device) is getattr(backends, chosen) else x
 
-    compiled = torch.compile(doubled_by_cuda, backend="eager", fullgraph=True)
+    compiled = torch.compile(doubled_by_the_chosen, backend="eager", fullgraph=True)
     assert compiled(torch.ones(1)) == 2
 
 

@@ -181,13 +181,14 @@ def test_no_two_cases_share_a_name():
     assert len({str(case) for case in cases}) == len(cases)
 
 
-def test_the_gpu_benchmark_runs_anywhere():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gpu_benchmark_runs_anywhere(dtype):
     """Its code, on the CPU: figures of every candidate, ratios within rounds."""
     from bench import gpu
 
-    case = Case("cgc", "pooled", shape=(4, 16, 5, 4), image_size=12)
+    case = Case("cgc", "pooled", shape=(4, 16, 5, 4), dtype=dtype, image_size=12)
     figures = gpu.measure(case, "cpu", rounds=2, backends=("torch",), copy_bytes=1 << 16)
-    assert figures.floor_bytes == 6 * 4 * 16 * 20 * 4
+    assert figures.floor_bytes == 6 * 4 * 16 * 20 * getattr(torch, dtype).itemsize
     assert set(figures.seconds) == {"copy", "vectorised", "compiled", "torch"}
     assert all(len(times) == 2 and min(times) > 0 for times in figures.seconds.values())
     figures.seconds |= {"copy": [1.0, 1.0], "torch": [0.5, 0.25], "vectorised": [1.0, 1.0]}

@@ -50,7 +50,7 @@ def loss_and_gradients(tensors: list[torch.Tensor], transform, **options) -> lis
     """The loss and its gradients, on the CPU."""
     features, gradients, aug_features, aug_gradients = tensors
     loss = cgc_loss((features, gradients), (aug_features, aug_gradients), transform, image_size=SIZE, **options)
-    return [value.cpu() for value in (loss, *torch.autograd.grad(loss, tensors))]
+    return [value.cpu() for value in (loss.detach(), *torch.autograd.grad(loss, tensors))]
 
 
 @pytest.mark.parametrize("objective", ["released", "paper", "mse"])
@@ -88,15 +88,16 @@ def test_every_dtype_comes_back_as_it_went_in(backend, dtype, weighting, memory_
 @pytest.mark.parametrize("objective", ["released", "paper", "mse"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_sanitizer_sees_every_kernel(memory_format, dtype, objective):
+@pytest.mark.parametrize("backend", FUSED)
+def test_the_sanitizer_sees_every_kernel(backend, memory_format, dtype, objective):
     tensors = on("cuda", inputs(dtype, memory_format))
     for transform in (crops(), crops().matrix(SIZE)):
         for weighting in ("gradcam", "elementwise"):
-            options = {"objective": objective, "weighting": weighting, "consistency": 1.0}
+            options = {"objective": objective, "weighting": weighting, "consistency": 1.0, "backend": backend}
             loss, *_ = loss_and_gradients(tensors, transform.to("cuda"), **options)
             assert loss.isfinite()
-    maps = gradcam(*tensors[:2])
-    heatmap_loss(maps, maps.flip(0), crops().to("cuda"), image_size=SIZE).backward()
+    maps = gradcam(*tensors[:2], backend=backend)
+    heatmap_loss(maps, maps.flip(0), crops().to("cuda"), image_size=SIZE, backend=backend).backward()
     assert tensors[0].grad.isfinite().all()
 
 
@@ -121,7 +122,7 @@ def test_reruns_are_equal_to_the_last_bit(backend):
 
     def run():
         loss = cgc_loss(tensors[:2], tensors[2:], transform, image_size=40, backend=backend)
-        return loss, *torch.autograd.grad(loss, tensors)
+        return loss.detach(), *torch.autograd.grad(loss, tensors)
 
     expected = run()
     for _ in range(250):
@@ -144,7 +145,7 @@ def test_a_graph_is_captured_and_replayed(backend, weighting, transform):
         loss = cgc_loss(
             tensors[:2], tensors[2:], transform, image_size=SIZE, weighting=weighting, consistency=1.0, backend=backend
         )
-        return loss, *torch.autograd.grad(loss, tensors)
+        return loss.detach(), *torch.autograd.grad(loss, tensors)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -8,6 +8,11 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
 
 from ...ops import Namespace, define
 from .. import fused
@@ -15,9 +20,29 @@ from .. import fused
 REMEDY = "pip install triton, or use backend='torch'"
 
 
+@torch.compiler.assume_constant_result
 def unavailable() -> str | None:
     """Why the Triton kernels cannot serve in this installation, with the remedy; None if they can."""
-    return None if importlib.util.find_spec("triton") else f"triton is not installed; {REMEDY}"
+    return _unavailable()
+
+
+@functools.cache
+def _unavailable() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return f"triton is not installed; {REMEDY}"
+    if interpreted():
+        return None
+    # Triton compiles its launchers in C, with Python's headers, where the kernels run.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton needs a C compiler, gcc or clang or what $CC names; install one, or use backend='torch'"
+    if not (_python_headers() / "Python.h").exists():
+        return f"triton needs Python's headers, in {_python_headers()}; install python3-dev, or use backend='torch'"
+    return None
+
+
+def _python_headers() -> Path:
+    scheme = sysconfig.get_default_scheme()
+    return Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme))
 
 
 def interpreted() -> bool:
