@@ -14,8 +14,11 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +28,8 @@ from driver.ranks import Ranks
 from driver.settings import Settings
 from driver.state import Run
 from tqdm import tqdm
+
+GRACE = 5.0  # seconds, for the exception to end a rank that was told to; torchrun gives 30
 
 
 class Terminated(BaseException):
@@ -36,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     here = ranks.join()
     chosen = None
     try:
-        with terminable():
+        with terminable(here, lambda: chosen):
             chosen = here.share(settings.parse(arguments) if not here.rank else None)
             if not here.rank:
                 settings.save(chosen)
@@ -48,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\nStopped. {how_to_go_on(chosen, here)}")
             return 130 if isinstance(stop, KeyboardInterrupt) else 143
         _stop_rank(here, chosen, "it was told to end")
-    except RuntimeError as error:  # what a collective raises when another rank is gone
+    except Exception as error:  # a collective raises RuntimeError when another rank is gone; and what broke this one
         if here.world == 1:
             raise
         traceback.print_exc()
@@ -65,7 +70,7 @@ def _stop_rank(here: Ranks, chosen: Settings | None, reason: str) -> NoReturn:
 
 
 @contextmanager
-def terminable():
+def terminable(here: Ranks, chosen: Callable[[], Settings | None]):
     """SIGTERM as an exception, so that a message can be printed."""
 
     def stop(number, frame):
@@ -73,9 +78,33 @@ def terminable():
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with watched(here, chosen) if here.world > 1 else nullcontext():
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def watched(here: Ranks, chosen: Callable[[], Settings | None]):
+    """A thread ends a rank after SIGTERM: where NCCL waits for a dead rank, no exception reaches the main thread."""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell)  # Python's handler in C writes to it, whatever the main thread does
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what workers are told is not meant for us
+
+    def watch() -> None:
+        with open(told, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                if number[0] == signal.SIGTERM:
+                    time.sleep(GRACE)
+                    _stop_rank(here, chosen(), "it was told to end")
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(tell)
 
 
 def how_to_go_on(chosen: Settings | None, here: Ranks) -> str:
@@ -99,8 +128,9 @@ def planned_runs(chosen: Settings) -> list[Run]:
 
 def train_all(chosen: Settings, here: Ranks) -> None:
     """Train what is not finished yet."""
-    runs, device = planned_runs(chosen), here.device(chosen.device)
+    runs = planned_runs(chosen)
     with refusing():
+        device = here.device(chosen.device)
         opened = {chosen.seed: data.open_data(chosen)}
         steps = engine.steps_per_epoch(chosen, opened[chosen.seed])
     with tqdm(

@@ -213,11 +213,26 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         (["--fraction", "0.9", "--unlabeled", "rest"], "--unlabeled must give at least --batch-size images"),
         (["--sync-batchnorm"], "--sync-batchnorm must run on CUDA"),
         (["--model", "nonsense"], "--model must be"),
+        (["--compile", "--target-layer", "stages.1"], "--compile must go with --batched-views where Grad-CAM goes by"),
     ],
 )
 def test_what_only_the_data_or_the_model_can_refuse(flags, message):
     with pytest.raises(ValueError, match=message):
         tiny_trainer("--batch-size", "32", *flags)
+
+
+def test_what_batchnorm_leaves_of_grad_cam_by_autograd():
+    """SyncBatchNorm has no second derivative; a compiled view changes what another view's backward needs."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.SyncBatchNorm(3))
+    several, compiled = settings.parse(["--sync-batchnorm"]), settings.parse(["--compile"])
+    with pytest.raises(ValueError, match="--sync-batchnorm has no second derivative"):
+        engine.check_twice(several, model, world=2)
+    engine.check_twice(several, model, world=1)  # then it is BatchNorm
+    with pytest.raises(ValueError, match="--batched-views"):
+        engine.check_twice(compiled, model, world=1)
+    for flags in (["--freeze-batchnorm"], ["--batched-views"]):
+        engine.check_twice(settings.parse(["--compile", *flags]), model, world=1)
+    engine.check_twice(compiled, model[:1], world=1)
 
 
 # ---- Views
@@ -283,6 +298,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named():
     views = TrainViews(Photographs(), wanted(), "train")
     batch = views.__getitems__([(0, 0), (0, 1)])
     assert batch.labels.tolist() == [0, 2]
+    assert all(field.is_contiguous() for field in batch.crops)  # a strided one is not copied from pinned memory
     assert len(batch.skipped) == 1
     assert "image1.jpg" in batch.skipped[0]
     with pytest.raises(CorruptImage, match=r"image1\.jpg"):

@@ -1,12 +1,14 @@
 """Training by several processes: the gradients are those of one, a death ends the run, and the checkpoint resumes."""
 
 import subprocess
+import sys
 from itertools import chain
 
 import pytest
 import torch
 from compare import assert_close
 from driver import storage
+from driver.ranks import Ranks
 from driver.views import Steps
 from driver_cases import (
     ROOT,
@@ -83,6 +85,7 @@ def children(process) -> list[int]:
 def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_resumes(tmp_path):
     """The survivor says what to do; done, it gives the weights of a run that nothing happened to."""
     flags = ["--method", "cgc", "--epochs", "2", "--checkpoint-every", "1", *TINY, "--train-images", "320"]
+    flags += ["--device", "cpu"]
     folder, straight = tmp_path / "killed", tmp_path / "straight"
     with started(*flags, "--output", folder, processes=2) as process:
         kill_inside_an_epoch(process, folder, 0, victim=lambda: children(process)[-1])
@@ -95,3 +98,49 @@ def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_resumes(tmp_path):
     drive(*flags, "--output", straight, processes=2)
     assert_same(storage.load(folder / "last.pt"), storage.load(straight / "last.pt"))
     assert_same(storage.load(folder / "test.pt"), storage.load(straight / "test.pt"))
+
+
+STUCK = """
+import ctypes, sys
+sys.path.insert(0, sys.argv[1])
+import train
+from driver.ranks import Ranks
+
+train.GRACE = 0.2
+mutex = ctypes.create_string_buffer(64)
+lock = ctypes.CDLL(None).pthread_mutex_lock
+with train.terminable(Ranks(1, 2, 1), lambda: None):
+    lock(mutex)
+    print("stuck", flush=True)
+    lock(mutex)  # for ever, in C
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is one of Linux")
+def test_a_rank_that_waits_in_c_ends_when_it_is_told_to():
+    """As inside NCCL, where a dead rank is waited for: the message comes from another thread."""
+    command = [sys.executable, "-c", STUCK, str(ROOT / "python")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "stuck\n"
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Rank 1 of 2 stops: it was told to end" in err
+
+
+@pytest.mark.parametrize(("gpus", "local", "index"), [(4, 3, 3), (1, 0, 0), (1, 5, 0), (2, 2, None)])
+def test_each_rank_takes_a_gpu(monkeypatch, gpus, local, index):
+    """Its own of those that it sees, or the one that it is shown; the CPU when that is asked for."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    here = Ranks(local, 8, local)
+    assert here.device("cpu") == torch.device("cpu")
+    assert taken == []
+    if index is None:
+        with pytest.raises(ValueError, match="--device must be cpu for more processes than the 2 GPUs, got local rank"):
+            here.device("auto")
+    else:
+        assert here.device("auto") == torch.device("cuda", index)
+        assert taken == [index]

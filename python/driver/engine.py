@@ -66,6 +66,8 @@ class Trainer:
         self.free = data.unlabeled if method.objective else None  # images for the heatmap loss alone
         if self.free is not None and len(self.free) < settings.batch_size:
             raise ValueError(f"--unlabeled must give at least --batch-size images, got {len(self.free)}")
+        if self.heatmap_loss is not None and not self.state.cam.closed_form:
+            check_twice(self.settings, self.state.model, ranks.world)
         self.net = self._wrapped(Views(self.state.cam, settings.batched_views))
 
     def _wrapped(self, views: Views) -> nn.Module:
@@ -172,6 +174,24 @@ class Trainer:
         return [pair.aug], out.logits.argmax(1) if target is None else target, out.cam
 
 
+def check_twice(settings: Settings, model: nn.Module, world: int) -> None:
+    """Raise ValueError where a model cannot be differentiated twice, as Grad-CAM by autograd demands."""
+    normalises = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if settings.freeze_batchnorm or not normalises:
+        return
+    if settings.sync_batchnorm and world > 1:
+        raise ValueError(
+            "--sync-batchnorm has no second derivative, which Grad-CAM by autograd needs: use --freeze-batchnorm in "
+            "its place, or choose a --target-layer that only average pooling and a linear layer follow"
+        )
+    if settings.compile and not settings.batched_views:
+        # The compiled view would change running statistics that the other views' second backward still needs.
+        raise ValueError(
+            "--compile must go with --batched-views where Grad-CAM goes by autograd through BatchNorm, or BatchNorm be "
+            "frozen: --freeze-batchnorm"
+        )
+
+
 def steps_per_epoch(settings: Settings, data) -> int:
     """Full batches only. Raises ValueError where not even one is full."""
     steps = len(data.train) // settings.batch_size
@@ -205,7 +225,7 @@ def train(trainer: Trainer, progress) -> None:
         how = {"seed": run.seed, "faithful": settings.faithfulness, "workers": settings.workers}
         explained = evaluation.explain(state.evaluated, data.test, data, trainer.device, **how)
         storage.save(explained._asdict(), run.results)
-    ranks.share(None)  # the others wait
+    ranks.wait()
 
 
 def _train_epoch(trainer: Trainer, batches, epoch: int, progress) -> dict[str, float]:

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-TIMEOUT = timedelta(minutes=30)  # others wait while a rank evaluates or writes
+TIMEOUT = timedelta(minutes=30)  # of a collective: others wait while a rank writes
+PATIENCE = timedelta(days=7)  # where the others wait for what one of them does alone
 
 
 class Ranks(NamedTuple):
@@ -17,6 +18,7 @@ class Ranks(NamedTuple):
     rank: int = 0
     world: int = 1
     local: int = 0
+    patient: "dist.ProcessGroup | None" = None  # the group of all ranks in which one may be waited for
 
     @property
     def group(self) -> "dist.ProcessGroup | None":
@@ -24,10 +26,18 @@ class Ranks(NamedTuple):
         return dist.group.WORLD if self.world > 1 else None
 
     def device(self, wanted: str) -> torch.device:
-        """Where this rank computes, by the setting auto, cpu or cuda."""
+        """Where this rank computes, by the setting auto, cpu or cuda. Raises ValueError where GPUs are too few.
+
+        A process that sees one GPU takes it: some launchers show each process its own.
+        """
         if wanted == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", self.local)
+        count = torch.cuda.device_count()
+        index = self.local if count > 1 else 0
+        if index >= count:
+            raise ValueError(f"--device must be cpu for more processes than the {count} GPUs, got local rank {index}")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, for all."""
@@ -36,6 +46,11 @@ class Ranks(NamedTuple):
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def wait(self) -> None:
+        """Until all ranks are here, however long one of them takes."""
+        if self.world > 1:
+            dist.barrier(self.patient)
 
     def collect(self, value: Any) -> list[Any]:
         """Every rank's value, for all."""
@@ -63,11 +78,9 @@ def join() -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
-    local = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    return Ranks(dist.get_rank(), world, local)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return Ranks(dist.get_rank(), world, int(os.environ["LOCAL_RANK"]), patient)
 
 
 def leave() -> None:

@@ -202,17 +202,17 @@ class TrainViews(Dataset):
     def _from_tensors(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
         view = torch.stack(images)
         sides = torch.full((2, len(view)), self.size)
-        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0])
-        more = CropFlip(*_crops(extra, *sides, self.least), flips[:, 1])
+        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0].contiguous())
+        more = CropFlip(*_crops(extra, *sides, self.least), flips[:, 1].contiguous())
         return view, apply_crops(view, crops), apply_crops(view, more), crops
 
     def _from_photographs(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
         to_tensor = _torchvision().pil_to_tensor
         originals = [original_view(image, self.size) for image in images]
         sides = torch.full((2, len(images)), self.size)
-        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0])
+        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0].contiguous())
         heights, widths = torch.tensor([(image.height, image.width) for image in images]).unbind(1)
-        more = CropFlip(*_crops(extra, heights, widths, self.least), flips[:, 1])
+        more = CropFlip(*_crops(extra, heights, widths, self.least), flips[:, 1].contiguous())
         augmented, extras = self._cut(originals, crops), self._cut(images, more)
         return (*(torch.stack([to_tensor(image) for image in v]) for v in (originals, augmented, extras)), crops)
 
