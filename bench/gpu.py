@@ -80,11 +80,9 @@ def measure(case: Case, device: str, rounds: int, backends=BACKENDS, copy_bytes:
     candidates: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
     with torch.device(device):  # the peers make their tables of weights where they run
         truth = _step(_ours(case, crop, "reference"), [leaf.detach().double().requires_grad_() for leaf in leaves])()
+        wide = [leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_() for leaf in leaves]
         for name in PEERS:
             function = _peer(case, crop, name)
-            wide = [
-                leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_() for leaf in leaves
-            ]
             _assert_agrees(_step(function, wide)(), truth, name)
             candidates[name] = _step(function, leaves)
             candidates[name]()

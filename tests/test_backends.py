@@ -186,8 +186,10 @@ def test_the_cuda_kernels_serve_the_devices_they_were_built_for(a_device, archit
     device = a_device(capability, architectures)
     assert (backends.choose("auto", device) is backends.cuda) == fits
     assert (info()["auto"]["cuda"] == "cuda") == fits
+    assert info()["backends"]["cuda"]["available"] == fits
     if not fits:
         found = "{}.{}".format(*capability)
+        assert f"cuda:0 has {found}" in info()["backends"]["cuda"]["reason"]
         with pytest.raises(RuntimeError, match=f"built for compute capability .*, cuda:0 has {found}; "):
             backends.choose("cuda", device)
 

@@ -20,9 +20,14 @@ _MODULES = {"cuda": cuda, "triton": triton, "cpp": cpp, "torch": torch, "referen
 _AUTO_ORDER = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
 
 
-def unavailable(name: str) -> str | None:
-    """Why backend `name` cannot serve in this installation, with the remedy; None if it can."""
-    if name in ("cpp", "cuda"):
+def unavailable(name: str, index: int | None = None) -> str | None:
+    """Why backend `name` cannot serve in this installation, with the remedy; None if it can.
+
+    index: of the CUDA device that it is to serve, None for the current one.
+    """
+    if name == "cuda":
+        return ops.unavailable(name) or cuda.unfit(index)
+    if name == "cpp":
         return ops.unavailable(name)
     return triton.unavailable() if name == "triton" else None
 
@@ -49,12 +54,10 @@ def _automatic(device: Device, side: int) -> str:
 
 def _obstacle(name: str, device: Device, side: int) -> str | None:
     """Why backend `name` cannot serve such a call, with the remedy; None if it can."""
-    reason = unavailable(name)
+    reason = unavailable(name, device.index)
     if reason is None and device.type not in _device_types(name, device):
         needed = " or ".join(kind.upper() for kind in _device_types(name, device))
         reason = f"it needs {needed} tensors, got tensors on {device}; use backend='auto' or move them"
-    if reason is None and name == "cuda":
-        reason = cuda.unfit(device.index)
     if reason is None and name in ("cuda", "triton") and side > LARGEST_SIDE:
         reason = f"its maps are at most {LARGEST_SIDE} cells each way, got {side}; use backend='torch'"
     return reason

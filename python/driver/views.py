@@ -179,7 +179,7 @@ class TrainViews(Dataset):
         skipped: list[str] = []
         images, labels = zip(*(self._read(index, skipped) for _, index in keys), strict=True)
         numbers = torch.from_numpy(np.stack([self._numbers(*key) for key in keys]))
-        flips = numbers[:, -2:] < self.flip
+        flips = (numbers[:, -2:] < self.flip).T.contiguous()  # of either crop
         pair, extra = numbers[:, :-2].view(-1, 2, 4, ATTEMPTS).permute(1, 2, 0, 3)
         make = self._from_tensors if isinstance(images[0], Tensor) else self._from_photographs
         return Batch(*make(images, pair, extra, flips), torch.tensor(labels), skipped)
@@ -202,17 +202,17 @@ class TrainViews(Dataset):
     def _from_tensors(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
         view = torch.stack(images)
         sides = torch.full((2, len(view)), self.size)
-        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0].contiguous())
-        more = CropFlip(*_crops(extra, *sides, self.least), flips[:, 1].contiguous())
+        crops = CropFlip(*_crops(pair, *sides, self.least), flips[0])
+        more = CropFlip(*_crops(extra, *sides, self.least), flips[1])
         return view, apply_crops(view, crops), apply_crops(view, more), crops
 
     def _from_photographs(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
         to_tensor = _torchvision().pil_to_tensor
         originals = [original_view(image, self.size) for image in images]
         sides = torch.full((2, len(images)), self.size)
-        crops = CropFlip(*_crops(pair, *sides, self.least), flips[:, 0].contiguous())
+        crops = CropFlip(*_crops(pair, *sides, self.least), flips[0])
         heights, widths = torch.tensor([(image.height, image.width) for image in images]).unbind(1)
-        more = CropFlip(*_crops(extra, heights, widths, self.least), flips[:, 1].contiguous())
+        more = CropFlip(*_crops(extra, heights, widths, self.least), flips[1])
         augmented, extras = self._cut(originals, crops), self._cut(images, more)
         return (*(torch.stack([to_tensor(image) for image in v]) for v in (originals, augmented, extras)), crops)
 
