@@ -1,26 +1,19 @@
 """The CUDA kernels, executed on the CPU by the emulator, against the torch backend in float64."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import simt
 import torch
 from cases import VIEWS, assert_same_loss, cases, evaluate, examples, lay_out, noise_floors, simple_case
 from compare import assert_close, assert_low_precision, assert_same_bits
+from cuda_cases import FORMS, LAYOUTS, WEIGHTINGS, case_of
 from hypothesis import given, settings
 from test_golden import DATA, call, expected, mse_floor
 
 from cgc_kernels import CropFlip, cgc_loss, gradcam, heatmap_loss
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
-
-FORMS = ("cooperative", "sequence")
-LAYOUTS = ("contiguous", "channels_last")
-WEIGHTINGS = ("pooled", "gradcam", "elementwise")
 
 
 @pytest.fixture(scope="session")
@@ -30,29 +23,10 @@ def kernels():
     return Emulation()
 
 
-@pytest.fixture(scope="session")
-def watched():
-    from cuda_emulation import Emulation
-
-    return Emulation("instrumented")
-
-
-def case_of(batch, channels, side, weighting="elementwise", layout="contiguous", **rest):
-    """A case with ordinary heatmaps; weighting "pooled" is gradcam with [B, C] gradients."""
-    pooled = weighting == "pooled"
-    given_ = simple_case(
-        batch=batch, channels=channels, side=side, pooled=pooled, weighting="gradcam" if pooled else weighting, **rest
-    )
-    return given_._replace(views=tuple(lay_out(v, layout) for v in given_.views))
-
-
 def compare(kernels, case, form, blocks=3, tol=1e-10):
     with kernels.running(form, blocks):
         actual = evaluate(case, "cuda")
     assert_same_loss(actual, evaluate(case, "torch"), case, tol)
-
-
-# ---- Results
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -310,128 +284,3 @@ def test_mean_square_is_never_negative(kernels):
         with kernels.running():
             loss = cgc_loss(view, view, CropFlip.identity(1, 9), image_size=9, backend="cuda", objective="mse")
         assert 0 <= loss < 1e-16
-
-
-# ---- What the emulator sees
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout, form):
-    index = WEIGHTINGS.index(weighting)
-    for transform, dtype in (("crop", torch.float32), ("warp", torch.bfloat16), ("crop", torch.float64)):
-        objective = ("released", "paper", "mse")[(index + (dtype == torch.float64)) % 3]
-        case = case_of(3, 12, (4, 4), weighting, layout, transform=transform, objective=objective, size=(5, 7)).to(
-            dtype
-        )
-        with watched.running(form, blocks=2, seed=1 + index, yield_p=0.05):
-            evaluate(case, "cuda")
-            watched.emulator.assert_clean()
-
-
-@pytest.mark.parametrize("side", [(2, 9), (9, 2)])
-def test_shared_memory_holds_the_tables_of_large_views(watched, side):
-    """A chunk of pixels fills the table: whatever else is in shared memory must have been counted."""
-    case = case_of(2, 8, side, "pooled", size=(120, 130)).to(torch.float32)
-    with watched.running("sequence", blocks=2):
-        evaluate(case, "cuda")
-        watched.emulator.assert_clean()
-
-
-@pytest.mark.parametrize("weighting", ["pooled", "gradcam"])
-def test_columns_that_do_not_divide_a_block(watched, weighting):
-    """24 vectors of channels: 10 threads share each, and the 16 that are left over must do nothing."""
-    case = case_of(1, 96, (7, 7), weighting, "channels_last", size=(9, 9)).to(torch.float32)
-    with watched.running("sequence", blocks=2):
-        evaluate(case, "cuda")
-        watched.emulator.assert_clean()
-
-
-def traffic(watched, case):
-    """Bytes that move, and the traffic of the features, of the forward and of the backward."""
-    emulator, found = watched.emulator, []
-    leaves = [v.detach().requires_grad_() for v in case.views]
-    with watched.running("cooperative", blocks=4):
-        loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
-        emulator.assert_clean()
-        found.append(moved(emulator))
-        grad = torch.ones_like(loss)
-        emulator.setup()
-        loss.backward(grad)
-        emulator.assert_clean()
-        found.append(moved(emulator))
-    return found
-
-
-NAMES = (
-    "features", "gradients", "heatmaps", "weights", "rows", "keys", "positives", "state", "row_losses", "loss",
-    "transform", "workspace", "grad", "grad_loss", "upstream",
-)  # fmt: skip
-
-
-def moved(emulator):
-    """Distinct bytes of every warp request, and the requests of the features and gradients."""
-    total, large = 0, []
-    for name in NAMES:
-        for direction in (emulator.loads, emulator.stores):
-            try:
-                one = direction(name)
-            except KeyError:
-                continue
-            total += one.distinct
-            if one.requests and name in ("features", "gradients", "grad"):
-                large.append(one)
-    return total, large
-
-
-# Of the floor. What is no feature tensor is in float32 and double whatever the features are.
-ALLOWED = {torch.float32: 1.05, torch.bfloat16: 1.10}
-
-
-@pytest.mark.parametrize("dtype", ALLOWED)
-@pytest.mark.parametrize("side", [(7, 7), (14, 14)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_bytes_and_sectors(watched, weighting, layout, side, dtype):
-    """Little more than must move (docs/mathematics.md, section 5), in well-used sectors."""
-    batch, channels = 8, 256
-    case = case_of(batch, channels, side, weighting, layout, size=(28, 28)).to(dtype)
-    tensor = batch * channels * math.prod(side) * dtype.itemsize
-    floors = {"pooled": (2, 4), "gradcam": (4, 4), "elementwise": (4, 8)}[weighting]
-    for (total, large), floor, what in zip(traffic(watched, case), floors, ("forward", "backward"), strict=True):
-        assert total <= ALLOWED[dtype] * floor * tensor, (what, total / (floor * tensor))
-        used = sum(one.distinct for one in large) / (32 * sum(one.sectors for one in large))
-        assert used >= 0.93, (what, used)
-        maps = [one for one in large if one.requested > tensor // 2]
-        assert maps, what
-        assert all(one.requested >= 13 * one.lanes for one in maps), what  # vectors of 16 bytes; pooled gradients less
-        assert not any(one.wasteful for one in large), what
-
-
-ASAN = """
-import torch
-from cases import evaluate, lay_out, simple_case
-from cuda_emulation import Emulation
-
-kernels = Emulation("asan")
-for layout in ("contiguous", "channels_last"):
-    for dtype, weighting in ((torch.float32, "elementwise"), (torch.bfloat16, "gradcam"), (torch.float64, "gradcam")):
-        for form in ("cooperative", "sequence"):
-            for channels in (9, 16):
-                case = simple_case(batch=3, channels=channels, side=(3, 5), weighting=weighting).to(dtype)
-                case = case._replace(views=tuple(lay_out(v, layout) for v in case.views))
-                with kernels.running(form, blocks=2):
-                    loss, _ = evaluate(case, "cuda")
-                assert loss.isfinite()
-print("clean")
-"""
-
-
-def test_address_sanitizer():
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    env = {**simt.asan_environment(), "PYTHONPATH": path}
-    run = subprocess.run([sys.executable, "-c", ASAN], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    assert run.stdout.split() == ["clean"]

@@ -69,7 +69,7 @@ TARGETS = {
     "cuda": Target(
         sources=("csrc/cuda/*.cuh", *SHARED_FORMULAS),
         generate=cpp_source.mutants,
-        tests=((*PYTEST, "tests/test_cuda_emulated.py"), (*PYTEST, "tests/test_cuda_faults.py")),
+        tests=((*PYTEST, "tests/test_cuda_emulated*.py"), (*PYTEST, "tests/test_cuda_faults.py")),
         ignored_files=(*BINARIES[:2], "build/simt/**/*"),
         tuning=("residency", "plan"),
     ),
