@@ -80,12 +80,8 @@ codegen: install ## registers, spills, occupancy and instructions of the CUDA an
 wheel-check: install ## one wheel works under a CPU build of torch 2.13 and a CUDA build of torch 2.14 (downloads both)
 	$(BIN)/python tests/wheel.py
 
-gpu: install ## all that needs a CUDA device: tests, compute-sanitizer, benchmarks
-	@$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" \
-	  || { echo "make gpu needs a CUDA device and a CUDA build of torch (TORCH=...): none here" >&2; exit 1; }
-	$(PYTEST) tests -m gpu
-	$(BIN)/python tests/sanitize.py
-	$(BIN)/python -m bench.gpu
+gpu: install ## all that needs a CUDA device: tests, benchmark, compute-sanitizer; a record in docs/gpu.md (minutes)
+	$(BIN)/python -m bench.gpu_run $(if $(RECORD),--record $(RECORD))
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info cgc_kernels/_cpu.so cgc_kernels/_cuda.so cgc_kernels/_build.json

@@ -139,6 +139,9 @@ def compile_objects(name: str, folder: str, commands: dict[str, list[str]]) -> l
     """Compiles what changed of library `name`, whose sources are in csrc/common and csrc/`folder`."""
     sources = max(modified(p) for part in ("common", folder) for p in (ROOT / "csrc" / part).rglob("*.*"))
     (OBJECTS / name).mkdir(parents=True, exist_ok=True)
+    for left in (OBJECTS / name).iterdir():  # by sources that are gone
+        if left.name.rpartition("-")[0] not in commands:
+            left.unlink()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(compile_object, OBJECTS / name / o, command, sources) for o, command in commands.items()]
         return [str(job.result()) for job in jobs]

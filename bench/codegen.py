@@ -134,20 +134,20 @@ def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Launch]:
     if call.weighting == "pooled":
         gradients = gradients.new_empty(batch, channels)
     views = features, gradients, features, gradients
-    transform = torch.empty(batch, 5, dtype=torch.int64) if call.crop else torch.empty(batch, 3, 3, dtype=torch.float64)
+    fields = [torch.empty(batch, dtype=torch.int64) for _ in range(4)] + [torch.empty(batch, dtype=torch.bool)]
+    transform = fields if call.crop else [torch.empty(batch, 3, 3, dtype=torch.float64)]
     elementwise, objective = call.weighting == "elementwise", OBJECTIVES.index(call.objective)
     with recorded(str(call)) as found:
-        outputs = cgc.cgc(*views, transform, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8)
-        loss, heatmaps, weights, *saved = outputs
+        loss, saved = cgc.cgc(*views, transform, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8)
         if call.weighting == "gradcam":
+            weights = cgc.parts_of(saved, features, True, objective).weights.view(2, batch, channels)
             views = features, weights[0], features, weights[1]
-        cgc.cgc_backward(
-            loss, *views, transform, heatmaps, *saved, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8, 15
-        )
+        cgc.cgc_backward(loss, *views, transform, saved, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8, 15)
+    heatmaps = loss.new_empty(batch, *call.side)
     with recorded(f"{call}, apart") as apart:
-        resample.resample(*heatmaps, transform, 224, 224, 1e-8, objective)
-        resample.resample_backward(*saved[:3], *heatmaps, transform, saved[-1], 224, 224, 1e-8, objective)
-        cam.cam_backward(heatmaps[0], heatmaps[0], *views[:2], True, True)
+        *outputs, state = resample.resample(heatmaps, heatmaps, transform, 224, 224, 1e-8, objective)
+        resample.resample_backward(*outputs, heatmaps, heatmaps, *outputs, transform, state, 224, 224, 1e-8, objective)
+        cam.cam_backward(heatmaps, heatmaps, *views[:2], True, True)
     return found + apart
 
 

@@ -1,21 +1,22 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, occupancy and the widths of their memory instructions.
+"""What nvcc makes of the CUDA kernels: registers, spills, occupancy, and what their instructions are.
 
     python -m bench.cuda_codegen    # writes docs/cuda-codegen.md
 
 Nothing is compiled: the build keeps what ptxas said beside each object in build/cuda, and cuobjdump reads the library.
 """
 
+import functools
 import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from . import sass
 from .occupancy import occupancy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,21 +24,24 @@ LIBRARY = ROOT / "cgc_kernels" / "_cuda.so"
 LOGS = ROOT / "build" / "cuda"
 TARGET = ROOT / "docs" / "cuda-codegen.md"
 ARCHITECTURES = (80, 90, 100)
-THREADS = 256  # of every block
 
 HEAD = """# The CUDA kernels as machine code
 
-Written by `make codegen` from the build's own objects: nvcc {toolkit}, {architectures}. Nothing here was measured on a
-device. Every block has {threads} threads; the occupancy is the theoretical one at the registers and the static shared
-memory in the table. Stack is memory for local arrays and for calls; spills are registers that did not fit.
+Written by `make codegen` from the build's own objects: nvcc {toolkit}. Nothing here was measured on a device. A cell
+holds what is so for {architectures}, in this order, or one value for all.
+
+Threads are those of the largest block; the occupancy is the theoretical one at that block, the registers and the static
+shared memory in the table. Stack is memory for local arrays and for calls; spilled are bytes of registers that did not
+fit. Instructions are counted in the text of the program, where a loop's body counts once. In flight: the most 16-byte
+loads that a thread issues before it uses a result of one of them. Tensor: HMMA and DMMA. Double: calculations in double
+precision and conversions. Loads and stores of global memory: those of 16 bytes + narrower ones.
 
 """
 
 
-class Kernel(NamedTuple):
+class Usage(NamedTuple):
     """One kernel on one architecture, as ptxas tells; bytes unless it is said otherwise."""
 
-    name: str  # demangled, without namespaces and parameters: "cam_kernel<float, float, float>"
     symbol: str
     architecture: int  # 80, 90, 100, ...
     registers: int  # number of them, a thread
@@ -46,28 +50,42 @@ class Kernel(NamedTuple):
     spill_loads: int
     shared: int  # static
 
+
+class Kernel(NamedTuple):
+    """One kernel of the library on one architecture."""
+
+    name: str  # demangled, without namespaces and parameters: "cam_rows<float, float, float, 4, true>"
+    usage: Usage
+    threads: int  # of the largest block
+    code: sass.Facts
+
+    @property
+    def base(self) -> str:
+        """The name without the arguments of the template."""
+        return self.name.partition("<")[0]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of the template."""
+        return re.findall(r"[^,<>]+(?:<[^<>]*>)?", self.name.partition("<")[2].replace(", ", ","))
+
     @property
     def occupancy(self) -> float:
         """Share of a multiprocessor's warps that can be resident."""
-        return occupancy(self.registers, self.shared, THREADS, self.architecture)
-
-
-class Accesses(NamedTuple):
-    """Numbers of global memory instructions of one kernel, by width in bits."""
-
-    loads: Counter
-    stores: Counter
+        return occupancy(self.usage.registers, self.usage.shared, self.threads, self.usage.architecture)
 
 
 def demangle(symbols: Iterable[str]) -> dict[str, str]:
     """Symbol -> short readable name."""
     symbols = list(symbols)
     text = subprocess.run(["c++filt"], input="\n".join(symbols), text=True, capture_output=True, check=True).stdout
-    names = [re.sub(r"^void |\(.*|\w+::", "", line) for line in text.splitlines()]
+    # Enumerators among the template's arguments stand there by type and number: (cgc::Weighting)2.
+    bare = [re.sub(r"^void |\(anonymous namespace\)::|\w+::|\(\S+\)(?=\d)", "", line) for line in text.splitlines()]
+    names = [line.partition("(")[0] for line in bare]
     return dict(zip(symbols, names, strict=True))
 
 
-def parse(log: str) -> list[Kernel]:
+def parse(log: str) -> list[Usage]:
     """Kernels of what `ptxas -v` printed."""
     found = []
     for part in log.split("Compiling entry function ")[1:]:
@@ -79,15 +97,30 @@ def parse(log: str) -> list[Kernel]:
         stores, loads = (sum(int(frame[i]) for frame in frames) for i in (1, 2))
         static = int(shared[1]) if shared else 0
         depth = int(stack[1]) if stack else int(frames[0][0])
-        found.append(Kernel("", symbol, int(architecture), int(registers[1]), depth, stores, loads, static))
-    names = demangle(kernel.symbol for kernel in found)
-    return [kernel._replace(name=names[kernel.symbol]) for kernel in found]
+        found.append(Usage(symbol, int(architecture), int(registers[1]), depth, stores, loads, static))
+    return found
 
 
-def kernels() -> list[Kernel]:
-    """Kernels of the last build, by name and architecture; empty if there was none."""
-    found = [kernel for log in sorted(LOGS.glob("*.cu-*.log")) for kernel in parse(log.read_text())]
-    return sorted(found, key=lambda kernel: (kernel.name, kernel.architecture))
+def missing() -> str:
+    """Why there is nothing to read here, with the remedy; empty if there is."""
+    if not LIBRARY.exists() or not any(LOGS.glob("*.cu-*.log")):
+        return "needs the CUDA library and its objects in build/cuda: CGC_CUDA=1 make install"
+    if cuobjdump() is None:
+        return "cuobjdump is neither on the path nor in CUDA_HOME, nor does triton bring one"
+    return "" if shutil.which("c++filt") else "needs c++filt (binutils)"
+
+
+@functools.cache
+def kernels(architecture: int) -> list[Kernel]:
+    """Kernels of the library for one architecture, by name; empty if it was not built for that."""
+    logs = sorted(LOGS.glob("*.cu-*.log"), key=lambda log: log.stat().st_mtime)
+    usages = {u.symbol: u for log in logs for u in parse(log.read_text()) if u.architecture == architecture}
+    code = sass.functions(dump("-sass", architecture))
+    threads = sass.block_sizes(dump("-elf", architecture))
+    names = demangle(code)
+    # Logs of sources that are gone may still lie there; the library is what counts.
+    found = [Kernel(names[symbol], usages[symbol], threads[symbol], sass.facts(code[symbol])) for symbol in code]
+    return sorted(found, key=lambda kernel: kernel.name)
 
 
 def cuobjdump() -> str | None:
@@ -98,58 +131,58 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
 
 
-def accesses(architecture: int, symbols: Iterable[str]) -> dict[str, Accesses]:
-    """Symbol -> global memory instructions of these kernels in the library's machine code for one architecture."""
+def dump(what: str, architecture: int, file: Path = LIBRARY) -> str:
+    """What cuobjdump prints of a library or an object for one architecture; what: "-sass" or "-elf"."""
     tool = cuobjdump()
-    if tool is None:
-        raise RuntimeError("cuobjdump is neither on the path nor in CUDA_HOME, nor does triton bring one")
     # It looks for nvdisasm on the path.
     environment = {**os.environ, "PATH": f"{Path(tool).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [tool, "-sass", "-arch", f"sm_{architecture}", "-fun", ",".join(symbols), str(LIBRARY)]
-    text = subprocess.run(command, text=True, capture_output=True, check=True, env=environment).stdout
-    return {part.split("\n", 1)[0].strip(): count(part) for part in text.split("Function : ")[1:]}
+    command = [tool, what, "-arch", f"sm_{architecture}", str(file)]
+    return subprocess.run(command, text=True, capture_output=True, check=True, env=environment).stdout
 
 
-def count(sass: str) -> Accesses:
-    """Global memory instructions of a function: LDG and STG, 32 bits wide unless they say otherwise."""
-    found = Accesses(Counter(), Counter())
-    for kind, modifiers in re.findall(r"\b(LDG|STG)((?:\.\w+)*) ", sass):
-        width = re.search(r"\.(?:[US])?(8|16|64|128|256)\b", modifiers)
-        (found.loads if kind == "LDG" else found.stores)[int(width[1]) if width else 32] += 1
-    return found
+def _moved(counter) -> str:
+    wide = counter[128] + counter[256]
+    return f"{wide} + {counter.total() - wide}"
 
 
-def widths(counter: Counter) -> str:
-    """As "128 x 12, 32 x 3"."""
-    return ", ".join(f"{width} x {number}" for width, number in sorted(counter.items(), reverse=True)) or "-"
+COLUMNS: dict[str, Callable[[Kernel], object]] = {
+    "threads": lambda k: k.threads,
+    "registers": lambda k: k.usage.registers,
+    "stack": lambda k: k.usage.stack,
+    "spilled": lambda k: k.usage.spill_stores + k.usage.spill_loads,
+    "static shared": lambda k: k.usage.shared,
+    "occupancy": lambda k: f"{k.occupancy:.0%}",
+    "instructions": lambda k: k.code.instructions,
+    "in flight": lambda k: k.code.in_flight,
+    "instructions a 16-byte load": lambda k: f"{k.code.instructions_a_load:.0f}" if k.code.wide_loads else "-",
+    "barriers": lambda k: k.code.barriers,
+    "tensor": lambda k: k.code.tensor,
+    "double": lambda k: k.code.double,
+    "loads": lambda k: _moved(k.code.loads),
+    "stores": lambda k: _moved(k.code.stores),
+}
 
 
-def rows(found: list[Kernel]) -> list[str]:
-    """The table, as lines of Markdown."""
-    symbols = {a: [kernel.symbol for kernel in found if kernel.architecture == a] for a in ARCHITECTURES}
-    memory = {architecture: accesses(architecture, names) for architecture, names in symbols.items() if names}
-    figures = ("sm", "registers", "stack", "spill stores", "spill loads", "static shared", "occupancy")
-    lines = [f"| kernel | {' | '.join(figures)} | loads | stores |", f"| --- |{' ---: |' * len(figures)} --- | --- |"]
-    for k in found:
-        cells = (k.architecture, k.registers, k.stack, k.spill_stores, k.spill_loads, k.shared, f"{k.occupancy:.0%}")
-        moved = memory[k.architecture][k.symbol]
-        ends = (widths(moved.loads), widths(moved.stores))
-        lines.append(f"| `{k.name}` | {' | '.join(map(str, (*cells, *ends)))} |")
+def rows(found: Iterable[list[Kernel]]) -> list[str]:
+    """The table, as lines of Markdown; found: the kernels of each architecture."""
+    lines = [f"| kernel | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}"]
+    for each in zip(*found, strict=True):
+        values = [[str(value(kernel)) for kernel in each] for value in COLUMNS.values()]
+        texts = [" / ".join(cell if len(set(cell)) > 1 else cell[:1]) for cell in values]
+        lines.append(f"| `{each[0].name}` | {' | '.join(texts)} |")
     return lines
 
 
 def main() -> None:
     """Writes the document."""
-    found = [kernel for kernel in kernels() if kernel.architecture in ARCHITECTURES]
-    if {kernel.architecture for kernel in found} != set(ARCHITECTURES):
-        raise SystemExit('build the CUDA library first: CGC_CUDA=1 CGC_CUDA_ARCH="8.0 9.0 10.0" make install')
+    reason = missing()
+    found = [] if reason else [kernels(architecture) for architecture in ARCHITECTURES]
+    if reason or not all(found):
+        raise SystemExit(reason or 'build the library first: CGC_CUDA=1 CGC_CUDA_ARCH="8.0 9.0 10.0" make install')
     toolkit = json.loads(LIBRARY.with_name("_build.json").read_text())["cuda"]["toolkit"]
-    architectures = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
-    head = HEAD.format(toolkit=toolkit, architectures=architectures, threads=THREADS)
     lines = rows(found)
-    TARGET.write_text(
-        head + "Loads and stores: instructions on global memory, by width in bits.\n\n" + "\n".join(lines) + "\n"
-    )
+    head = HEAD.format(toolkit=toolkit, architectures=", ".join(f"sm_{each}" for each in ARCHITECTURES))
+    TARGET.write_text(head + "\n".join(lines) + "\n")
     print(f"{TARGET.relative_to(ROOT)}: {len(lines) - 2} kernels")
 
 

@@ -1,19 +1,18 @@
 """`python -m bench.gpu`: the loss on a GPU, every backend against its peers and against the device's own bandwidth.
 
-In every round a plain copy, each peer and each backend run once, timed by events on the stream; ratios are within a
-round. Before each of them another copy evicts its inputs from the cache, and the device waits until the host has queued
-all of its work: what is timed is the device alone. A backend's share of the bandwidth is the bytes of its floor
-(docs/performance.md) over its time, beside the bytes a second of that round's copy. Nothing is timed before it agrees
-with `reference` in float64 on the same inputs; peers, whose sums are rounded as the inputs are, in float32.
+In every round a plain copy, each peer and each backend run once, each after another copy has evicted its inputs from
+the cache; their times are those in which the device works (bench/device_time.py), and ratios are taken within a round.
+A backend's share of the bandwidth is the bytes of its floor (docs/performance.md) over its time, beside the bytes a
+second of that round's copy. Host times are of calls that do not wait for the device. Nothing is timed before it agrees
+with `reference` in float64 on the same inputs; peers, whose sums are rounded as the inputs are, in float32. A candidate
+that fails is named below the table, and in the exit status.
 """
 
 import argparse
-import functools
 import json
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from statistics import median
 
@@ -24,21 +23,30 @@ from cgc_kernels import CropFlip, cgc_loss
 from cgc_kernels.backends import unavailable
 from tests.compare import assert_close
 
-from . import peers
+from . import device_time, peers
 from .cases import Case, grid, random_crop, view
-from .harness import TOLERANCES
+from .harness import TOLERANCES, steady
 
 BACKENDS = ("cuda", "triton", "torch")
-PEERS = ("vectorised", "compiled")
+PEERS = ("vectorised", "compiled", "literal")
 COPY_BYTES = 1 << 28
+HOST_REPEATS = 30
 TEMPERATURE = 0.5
+_BF16 = Case("cgc", layout="channels_last", dtype="bfloat16")
+# Compiling takes longest, and the loop over the samples has thousands of launches.
+WITH_ALL_PEERS = [
+    *grid(_BF16, weighting=("pooled", "elementwise")),
+    Case("cgc", "elementwise"),
+]
 CASES = [
-    *grid(
-        Case("cgc", layout="channels_last", dtype="bfloat16"),
-        weighting=("pooled", "gradcam", "elementwise"),
-        shape=((64, 2048, 7, 7), (8, 2048, 7, 7), (64, 512, 14, 14)),
-    ),
-    *grid(Case("cgc"), weighting=("pooled", "elementwise"), layout=("contiguous", "channels_last")),
+    *WITH_ALL_PEERS,
+    Case("cgc", "pooled"),
+    Case("cgc", "elementwise", "channels_last"),
+    *grid(_BF16, weighting=("pooled",), shape=((8, 2048, 7, 7), (256, 512, 7, 7), (256, 2048, 7, 7))),
+    *grid(_BF16, weighting=("elementwise",), shape=((256, 2048, 7, 7), (128, 768, 14, 14))),
+    Case("cgc", "elementwise", "contiguous", "bfloat16", (128, 768, 14, 14)),
+    Case("cgc", "elementwise", shape=(256, 2048, 7, 7)),
+    Case("cgc", "gradcam", shape=(128, 768, 14, 14)),
 ]
 
 
@@ -50,10 +58,16 @@ class Figures:
     floor_bytes: int
     copied_bytes: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    host: dict[str, tuple[float, float]] = field(default_factory=dict)  # forward, backward
+    failures: dict[str, str] = field(default_factory=dict)
 
-    def milliseconds(self, name: str) -> float:
+    def microseconds(self, name: str) -> float:
         """Median time."""
-        return 1e3 * median(self.seconds[name])
+        return 1e6 * median(self.seconds[name])
+
+    def bandwidth(self) -> float:
+        """Bytes a second of the copy."""
+        return self.copied_bytes / median(self.seconds["copy"])
 
     def share_of_bandwidth(self, name: str) -> float:
         """Median over the rounds of the floor's bytes a second over the copy's."""
@@ -71,31 +85,49 @@ def floor_bytes(case: Case) -> int:
     return tensors * case.feature_bytes
 
 
-def measure(case: Case, device: str, rounds: int, backends=BACKENDS, copy_bytes: int = COPY_BYTES) -> Figures:
-    """Check every candidate, warm it up, and time `rounds` rounds."""
+def measure(case: Case, device: str, number: int, names=(*PEERS, *BACKENDS), copy_bytes: int = COPY_BYTES) -> Figures:
+    """Check every candidate, warm it up, and time `number` rounds of those that passed."""
     leaves = [leaf.detach().to(device).requires_grad_() for seed in (0, 1) for leaf in view(case, seed)]
+    wide = [leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_() for leaf in leaves]
     crop = random_crop(case.shape[0], case.image_size).to(device)
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    candidates: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
-    with torch.device(device):  # the peers make their tables of weights where they run
-        truth = _step(_ours(case, crop, "reference"), [leaf.detach().double().requires_grad_() for leaf in leaves])()
-        wide = [leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_() for leaf in leaves]
-        for name in PEERS:
-            function = _peer(case, crop, name)
-            _assert_agrees(_step(function, wide)(), truth, name)
-            candidates[name] = _step(function, leaves)
-            candidates[name]()
-        for name in (name for name in backends if unavailable(name) is None):
-            candidates[name] = _step(_ours(case, crop, name), leaves)
-            _assert_agrees(candidates[name](), truth, name)
-        figures = Figures(case, floor_bytes(case), 2 * copy_bytes, {name: [] for name in candidates})
-        leads = {name: lead(run, device, candidates["copy"]) for name, run in candidates.items()}
-        for _ in range(rounds):
-            for name, run in candidates.items():
-                leads[name]()
-                figures.seconds[name].append(seconds(run, device))
+    steps: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+    figures = Figures(case, floor_bytes(case), 2 * copy_bytes)
+    truth = _step(_ours(case, crop, "reference"), [leaf.detach().double().requires_grad_() for leaf in leaves])()
+    for name in names:
+        try:
+            loss = _peer(case, crop, name) if name in PEERS else _ours(case, crop, name)
+            _assert_agrees(_step(loss, wide if name in PEERS else leaves)(), truth, name)
+            step = _step(loss, leaves)
+            step()
+            figures.host[name] = device_time.host_seconds(
+                lambda loss=loss: loss(*leaves), lambda value: torch.autograd.grad(value, leaves), device, HOST_REPEATS
+            )
+            steps[name] = step
+        except Exception as error:  # whatever a candidate dies of, the others are measured
+            figures.failures[name] = _said(error)
+    figures.seconds = device_time.rounds(steps, number, steps["copy"], device)
     return figures
+
+
+def attempt(case: Case, device: str, number: int, names) -> Figures:
+    """`measure`, or figures that say why there are none: memory, the profiler."""
+    try:
+        return measure(case, device, number, names)
+    except Exception as error:  # the other cases are measured
+        return Figures(case, floor_bytes(case), 0, failures={"all": _said(error)})
+
+
+def _said(error: Exception) -> str:
+    """Type and first line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def candidates(case: Case) -> list[str]:
+    """Names of the peers that the case is measured against, and of the backends that are there."""
+    chosen = PEERS if case in WITH_ALL_PEERS else ("vectorised",)
+    return [*chosen, *(name for name in BACKENDS if unavailable(name) is None)]
 
 
 def _ours(case, crop: CropFlip, backend: str):
@@ -134,70 +166,62 @@ def _assert_agrees(results, truth, name):
         assert_close(got.double(), expected, scalar if i == 0 else tensor, what=f"{name}, result {i}")
 
 
-def lead(run: Callable[[], object], device: str, evict: Callable[[], object]) -> Callable[[], None]:
-    """What is queued before a timed run: `evict`, and a wait of twice the time in which the host queues the run."""
-    if device == "cpu":
-        return lambda: None
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    cycles = int((2 * (time.perf_counter() - start) + 1e-3) * _cycles_a_second())
-    torch.cuda.synchronize()
-
-    def ahead() -> None:
-        evict()
-        torch.cuda._sleep(cycles)
-
-    return ahead
+def header() -> str:
+    """Of the table, Markdown."""
+    titles = ["case", "backend", "device, us", "share of copy bandwidth", *(f"{peer} / time" for peer in PEERS)]
+    titles += ["host forward, us", "host backward, us"]
+    return f"| {' | '.join(titles)} |\n{'|---' * 2}{'|---:' * (len(titles) - 2)}|"
 
 
-@functools.cache
-def _cycles_a_second(cycles: int = 10_000_000) -> float:
-    return cycles / seconds(lambda: torch.cuda._sleep(cycles), "cuda")
+def rows(figures: Figures) -> list[str]:
+    """Of the table: one for each backend of a case."""
+    lines = []
+    for name in (name for name in figures.seconds if name not in ("copy", *PEERS)):
+        ratios = [f"{figures.over(peer, name):.1f}" if peer in figures.seconds else "-" for peer in PEERS]
+        cells = [str(figures.case), name, f"{figures.microseconds(name):.1f}"]
+        cells += [f"{figures.share_of_bandwidth(name):.0%}", *ratios]
+        cells += [f"{1e6 * seconds:.0f}" for seconds in figures.host[name]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Time of one run: by events where there is a stream, by the clock elsewhere."""
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / 1e3
+def notes(every: list[Figures], number: int) -> list[str]:
+    """What stands below the table: the bandwidth, and what failed or is not there."""
+    bandwidth = [figures.bandwidth() / 1e12 for figures in every if figures.seconds]
+    copy = f"copy bandwidth {median(bandwidth):.2f} TB/s, " if bandwidth else ""
+    lines = [f"- {copy}medians of {number} rounds, ratios paired within a round"]
+    lines += [f"- {f.case}, {name}: FAILED, {why}" for f in every for name, why in f.failures.items()]
+    missing = {name: unavailable(name) for name in BACKENDS}
+    return lines + [f"- {name}: not measured, {why}" for name, why in missing.items() if why]
 
 
-def table(every: list[Figures]) -> str:
-    """Markdown: a row for each case and backend."""
-    lines = [
-        "| case | backend | ms | share of copy bandwidth | vectorised / time | compiled / time |",
-        "|" + "---|" * 6,
-    ]
-    for figures in every:
-        for name in (name for name in figures.seconds if name not in ("copy", *PEERS)):
-            ratios = " | ".join(f"{figures.over(peer, name):.1f}" for peer in PEERS)
-            share = figures.share_of_bandwidth(name)
-            lines.append(f"| {figures.case} | {name} | {figures.milliseconds(name):.3f} | {share:.0%} | {ratios} |")
-    return "\n".join(lines)
+def show(number: int, device: str) -> list[Figures]:
+    """Measures all cases and prints the table and the notes."""
+    every = []
+    print(header(), flush=True)
+    for case in CASES:
+        every.append(attempt(case, device, number, candidates(case)))
+        for row in rows(every[-1]):
+            print(row, flush=True)  # kept, whatever becomes of the next case
+        torch.cuda.empty_cache()
+    print("", *notes(every, number), sep="\n")
+    return every
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """Command line; 1 where a candidate failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path, help="also write the seconds of every round here")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("a CUDA device must be there, got none: python -m pytest bench --benchmark-only measures the CPU")
-    every = [measure(case, "cuda", args.rounds) for case in CASES]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {date.today()}, {args.rounds} rounds\n")
-    print(table(every))
+    steady()
+    every = show(args.rounds, "cuda")
     if args.json:
         args.json.write_text(json.dumps({str(figures.case): figures.seconds for figures in every}, indent=1))
+    return int(any(figures.failures for figures in every))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -107,7 +107,7 @@ def _loss(
 
 
 def _cross_entropy(cosines: Tensor, temperature: float) -> Tensor:
-    return F.cross_entropy(cosines / temperature, torch.arange(len(cosines)))
+    return F.cross_entropy(cosines / temperature, torch.arange(len(cosines), device=cosines.device))
 
 
 def _plain_cosines(transformed, augmented, objective):
@@ -180,20 +180,20 @@ def _upsample(heatmaps, image_size):
 
 def _upsamplers(heatmaps, image_size):
     sizes = zip(image_size, heatmaps.shape[1:], strict=True)
-    return [_hat(_centres(size, n), n, heatmaps.dtype) for size, n in sizes]
+    return [_hat(_centres(size, n, heatmaps.device), n, heatmaps.dtype) for size, n in sizes]
 
 
 def _scaled(fine, sums):
-    return torch.addcmul(torch.full((), EPS, dtype=fine.dtype), fine, 1 / (sums + EPS))
+    return torch.addcmul(torch.full((), EPS, dtype=fine.dtype, device=fine.device), fine, 1 / (sums + EPS))
 
 
-def _centres(size, length):
+def _centres(size, length, device):
     """Source positions of `size` output pixels in `length` input ones, clamped at the border."""
-    return ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
+    return ((torch.arange(size, dtype=torch.float64, device=device) + 0.5) * (length / size) - 0.5).clamp(0, length - 1)
 
 
 def _hat(position, n, dtype):
-    return (1 - (position[:, None] - torch.arange(n)).abs()).clamp_min(0).to(dtype)
+    return (1 - (position[:, None] - torch.arange(n, device=position.device)).abs()).clamp_min(0).to(dtype)
 
 
 def _crop_one(fine, top, left, height, width, flip):
@@ -217,7 +217,8 @@ def _taps(start, length, flip, size, dtype):
 def _source(start, length, flip, size):
     """Source pixel of every output pixel, [B, size] float64, clamped at the crop's own border."""
     length = length[:, None]
-    position = ((torch.arange(size) + 0.5) * (length.double() / size) - 0.5).clamp_min(0).minimum(length - 1)
+    pixels = torch.arange(size, device=start.device)
+    position = ((pixels + 0.5) * (length.double() / size) - 0.5).clamp_min(0).minimum(length - 1)
     if flip is not None:
         position = torch.where(flip[:, None], position.flip(1), position)
     return position + start[:, None]

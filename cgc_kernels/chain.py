@@ -1,4 +1,4 @@
-"""The chain resample -> contrast -> loss of the backends that work on coarse rows."""
+"""The chain cam -> resample -> contrast -> loss of backends that work on coarse rows, from their stages."""
 
 import torch
 
@@ -25,6 +25,22 @@ def heatmap_loss(
     if options.consistency > 0:
         loss = loss + options.consistency * (1 - positives).mean()
     return loss.to(heatmaps.dtype)
+
+
+def cgc(
+    cam,
+    heatmap_loss,
+    features: torch.Tensor,
+    gradients: torch.Tensor,
+    aug_features: torch.Tensor,
+    aug_gradients: torch.Tensor,
+    transform: CropFlip | torch.Tensor,
+    options: Options,
+) -> torch.Tensor:
+    """The whole loss from features [B, C, H, W] and gradients of both views."""
+    heatmaps = cam(features, gradients, options.weighting)
+    aug_heatmaps = cam(aug_features, aug_gradients, options.weighting)
+    return heatmap_loss(heatmaps, aug_heatmaps, transform, options)
 
 
 def _mean_square(positives, image_size):

@@ -4,6 +4,7 @@ Ranks, shapes, dtypes, devices and scalars are always checked. Values inside ten
 device synchronisation and breaks no graph: CPU tensors in eager mode.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -13,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .options import OBJECTIVES, WEIGHTINGS, Options
-from .transforms import CropFlip, check_structure, check_values
+from .transforms import CropFlip, check_boxes, check_structure
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LARGEST_IMAGE = 1 << 16
@@ -22,14 +23,29 @@ HEATMAP_DTYPES = (torch.float32, torch.float64)
 
 def options(image_size, temperature, weighting="gradcam", objective="released", consistency=0.0, eps=1e-8) -> Options:
     """Validate the scalar settings; raises TypeError or ValueError naming the argument."""
+    given = image_size, temperature, weighting, objective, consistency, eps
+    found = None
+    if type(image_size) is int and not torch.compiler.is_compiling():
+        try:
+            found = _known_options(*given)
+        except TypeError:  # of what cannot be hashed, or is wrong
+            found = None
+    return found or _options(*given)
+
+
+def _options(image_size, temperature, weighting, objective, consistency, eps) -> Options:
     return Options(
-        image_size=_image_size(image_size),
-        temperature=_scalar("temperature", temperature, minimum=0.0, inclusive=False),
-        weighting=choice("weighting", weighting, WEIGHTINGS),
-        objective=choice("objective", objective, OBJECTIVES),
-        consistency=_scalar("consistency", consistency, minimum=0.0, inclusive=True),
-        eps=_scalar("eps", eps, minimum=0.0, inclusive=False),
+        _image_size(image_size),
+        _scalar("temperature", temperature),
+        choice("weighting", weighting, WEIGHTINGS),
+        choice("objective", objective, OBJECTIVES),
+        _scalar("consistency", consistency, inclusive=True),
+        _scalar("eps", eps),
     )
+
+
+# The same settings come at every step.
+_known_options = functools.lru_cache(maxsize=64, typed=True)(_options)
 
 
 def choice(name: str, value, allowed: Sequence[str]) -> str:
@@ -51,33 +67,56 @@ def group(given, even) -> None:
         raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {_describe(given)}")
 
 
-def cam(pair, name: str = "cam") -> tuple[torch.Tensor, torch.Tensor]:
-    """Validate one view's (features [B, C, H, W], gradients [B, C, H, W] or pooled [B, C]) and return the two."""
+def views(cam, aug_cam) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Validate two views' (features [B, C, H, W], gradients [B, C, H, W] or pooled [B, C]), which must be of one kind;
+    returns the four tensors."""
+    features, gradients = _pair(cam, "cam")
+    features_and_gradients(features, gradients, "cam.")
+    aug_features, aug_gradients = _pair(aug_cam, "aug_cam")
+    if not (_alike(aug_features, features) and _alike(aug_gradients, gradients)):
+        features_and_gradients(aug_features, aug_gradients, "aug_cam.")
+        same_kind("aug_cam.features", aug_features, "cam.features", features)
+        same_kind("aug_cam.gradients", aug_gradients, "cam.gradients", gradients)
+    return features, gradients, aug_features, aug_gradients
+
+
+def _pair(given, name: str):
     try:
-        features, gradients = pair
+        features, gradients = given
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a pair (features, gradients), got {_describe(pair)}") from None
-    return features_and_gradients(features, gradients, f"{name}.")
-
-
-def features_and_gradients(features, gradients, prefix: str = "") -> tuple[torch.Tensor, torch.Tensor]:
-    """Validate ranks, shapes, dtypes and devices of one view's tensors."""
-    _tensor(f"{prefix}features", features, FEATURE_DTYPES)
-    if features.dim() != 4 or 0 in features.shape:
-        raise ValueError(f"{prefix}features must be [B, C, H, W] with no empty dimension, got {_describe(features)}")
-    _tensor(f"{prefix}gradients", gradients, (features.dtype, torch.float32))
-    if gradients.shape not in (features.shape, features.shape[:2]):
-        raise ValueError(
-            f"{prefix}gradients must be {list(features.shape)} like the features, or pooled "
-            f"{list(features.shape[:2])}, got {_describe(gradients)}"
-        )
-    _same_device(f"{prefix}gradients", gradients, features.device)
+        raise TypeError(f"{name} must be a pair (features, gradients), got {_describe(given)}") from None
     return features, gradients
+
+
+def _alike(tensor, other: torch.Tensor) -> bool:
+    """Whether it is such a tensor as the other one, which was checked."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.shape == other.shape
+        and tensor.dtype == other.dtype
+        and tensor.device == other.device
+        and tensor.layout == other.layout
+    )
+
+
+def features_and_gradients(features, gradients, prefix: str = "") -> None:
+    """Validate ranks, shapes, dtypes and devices of one view's tensors; prefix: of their names."""
+    _tensor(features, FEATURE_DTYPES, "features", prefix)
+    shape = features.shape
+    if len(shape) != 4 or 0 in shape:
+        raise ValueError(f"{prefix}features must be [B, C, H, W] with no empty dimension, got {_describe(features)}")
+    _tensor(gradients, (features.dtype, torch.float32), "gradients", prefix)
+    if gradients.shape not in (shape, shape[:2]):
+        raise ValueError(
+            f"{prefix}gradients must be {list(shape)} like the features, or pooled {list(shape[:2])}, "
+            f"got {_describe(gradients)}"
+        )
+    _same_device(gradients, features.device, "gradients", prefix)
 
 
 def heatmaps(maps, name: str = "heatmaps") -> torch.Tensor:
     """Validate heatmaps [B, H, W]."""
-    _tensor(name, maps, HEATMAP_DTYPES)
+    _tensor(maps, HEATMAP_DTYPES, name)
     if maps.dim() != 3 or 0 in maps.shape:
         raise ValueError(f"{name} must be [B, H, W] with no empty dimension, got {_describe(maps)}")
     if _readable(maps) and (maps < 0).any():
@@ -91,30 +130,29 @@ def same_kind(name: str, tensor: torch.Tensor, other_name: str, other: torch.Ten
         raise ValueError(
             f"{name} must have the shape and dtype of {other_name}, {_describe(other)}, got {_describe(tensor)}"
         )
-    _same_device(name, tensor, other.device)
+    _same_device(tensor, other.device, name)
 
 
-def transform(given, batch: int, image_size: tuple[int, int], device: torch.device) -> CropFlip | torch.Tensor:
-    """Validate the transform of the augmented view; returns a CropFlip or a matrix [B, 3, 3]."""
-    if isinstance(given, CropFlip):
-        check_structure(given)
-        if given.top.shape[0] != batch:
-            raise ValueError(f"transform must hold one crop per image, {batch}, got {given.top.shape[0]}")
-        for name, field in zip(given._fields, given, strict=True):
-            _same_device(f"transform.{name}", field, device)
-        if _readable(given.top):
-            check_values(given, image_size)
-        return given
-    return _matrix(given, batch, device)
+def crop(given: CropFlip, like: torch.Tensor, image_size: tuple[int, int]) -> None:
+    """Validate the crops of a batch like that of the tensor `like`, on its device."""
+    check_structure(given)  # all fields as the first
+    top = given.top
+    if top.shape[0] != like.shape[0]:
+        raise ValueError(f"transform must hold one crop per image, {like.shape[0]}, got {top.shape[0]}")
+    _same_device(top, like.device, "transform.top")
+    if _readable(top):
+        check_boxes(given, *image_size)
 
 
-def _matrix(given, batch: int, device: torch.device) -> torch.Tensor:
+def matrix(given, like: torch.Tensor) -> torch.Tensor:
+    """Validate matrices for the batch of the tensor `like`, on its device; returns them as [B, 3, 3]."""
+    batch = like.shape[0]
     if not isinstance(given, torch.Tensor):
         raise TypeError(f"transform must be a CropFlip or a matrix [B, 2, 3] or [B, 3, 3], got {_describe(given)}")
     if tuple(given.shape) not in ((batch, 2, 3), (batch, 3, 3)):
         raise ValueError(f"transform must be a matrix [{batch}, 2, 3] or [{batch}, 3, 3], got {_describe(given)}")
-    _tensor("transform", given, FEATURE_DTYPES)
-    _same_device("transform", given, device)
+    _tensor(given, FEATURE_DTYPES, "transform")
+    _same_device(given, like.device, "transform")
     matrix = given.detach()
     if matrix.shape[1] == 2:
         matrix = F.pad(matrix, (0, 0, 0, 1))
@@ -136,47 +174,52 @@ def _check_invertible(matrix: torch.Tensor) -> None:
 
 def _readable(tensor: torch.Tensor) -> bool:
     """Whether values may be read: eager mode, a CPU tensor that holds data."""
-    return not torch.compiler.is_compiling() and type(tensor) is torch.Tensor and tensor.device.type == "cpu"
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
-def _tensor(name: str, value, dtypes: Sequence[torch.dtype]) -> None:
+def _tensor(value, dtypes: Sequence[torch.dtype], name: str, prefix: str = "") -> None:
+    """prefix: of the name; the two are put together for a message alone, and so below."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {_describe(value)}")
+        raise TypeError(f"{prefix}{name} must be a torch.Tensor, got {_describe(value)}")
     if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+        raise TypeError(f"{prefix}{name} must be a dense (strided) tensor, got layout {value.layout}")
     if value.dtype not in dtypes:
         names = " or ".join(dict.fromkeys(map(str, dtypes)))
-        raise TypeError(f"{name} must be {names}, got {value.dtype}")
+        raise TypeError(f"{prefix}{name} must be {names}, got {value.dtype}")
 
 
-def _same_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
+def _same_device(tensor: torch.Tensor, device: torch.device, name: str, prefix: str = "") -> None:
     if tensor.device != device:
-        raise RuntimeError(f"{name} must be on {device} like the first view, got {tensor.device}")
+        raise RuntimeError(f"{prefix}{name} must be on {device} like the first view, got {tensor.device}")
 
 
-def _scalar(name: str, value, minimum: float, inclusive: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+def _scalar(name: str, value, inclusive: bool = False) -> float:
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {_describe(value)}")
-    above = value >= minimum if inclusive else value > minimum  # False for NaN
-    if not (above and value < math.inf):
-        sign = ">=" if inclusive else ">"
-        raise ValueError(f"{name} must be finite and {sign} {minimum:g}, got {value!r}")
+    if not 0 < value < math.inf and not (inclusive and value == 0):  # so of NaN
+        raise ValueError(f"{name} must be finite and {'>=' if inclusive else '>'} 0, got {value!r}")
     return float(value)
 
 
 def _image_size(value) -> tuple[int, int]:
-    size = (value, value) if isinstance(value, Integral) else value
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(map(_is_integer, size)):
+    size = (value, value) if _is_integer(value) else value
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not (_is_integer(size[0]) and _is_integer(size[1])):
         raise TypeError(f"image_size must be an int or (height, width), got {_describe(value)}")
-    if min(size) < 1:
+    height, width = int(size[0]), int(size[1])
+    if height < 1 or width < 1:
         raise ValueError(f"image_size must be at least 1 pixel each way, got {value!r}")
-    if max(size) > LARGEST_IMAGE:
+    if height > LARGEST_IMAGE or width > LARGEST_IMAGE:
         raise ValueError(f"image_size must be at most {LARGEST_IMAGE} pixels each way, got {value!r}")
-    return int(size[0]), int(size[1])
+    return height, width
 
 
 def _is_integer(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _describe(value) -> str:

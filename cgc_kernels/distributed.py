@@ -7,8 +7,7 @@ mean is the sum over them: each rank therefore returns W times its own part.
 """
 
 import functools
-from collections.abc import Callable
-from types import ModuleType
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -16,38 +15,35 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import chain
-from .backends.plain import entry_point as outside_autocast
+from .backends.backend import Backend
 
 
-def entry_point(backend: ModuleType, name: str, group: "dist.ProcessGroup", even: bool) -> Callable[..., Tensor]:
-    """What serves as ``backend.entry_points[name]``, "cgc" or "heatmap_loss", over the samples of all ranks of a group.
+def over(backend: Backend, group: "dist.ProcessGroup", even: bool) -> Backend:
+    """`backend` over the samples of all ranks of a group: its rows, keys and positives are all ranks'.
 
     even: every rank has the same number of samples, which then is not exchanged, so the host never waits for a GPU.
     """
-
-    def resample(*args):
-        return _Gather.apply(group, even, *backend.resample(*args))
-
+    resample = functools.partial(_resample, backend.resample, group, even)
     heatmap_loss = functools.partial(chain.heatmap_loss, resample, backend.contrast)
+    cgc = functools.partial(chain.cgc, backend.cam, heatmap_loss)
+    losses = {"heatmap_loss": heatmap_loss, "cgc": cgc}
+    return replace(
+        backend, resample=resample, **{name: functools.partial(_eager, loss) for name, loss in losses.items()}
+    )
 
-    def cgc(features, gradients, aug_features, aug_gradients, transform, options):
-        views = ((features, gradients), (aug_features, aug_gradients))
-        heatmaps, aug_heatmaps = (backend.cam(*view, options.weighting) for view in views)
-        return heatmap_loss(heatmaps, aug_heatmaps, transform, options)
 
-    chosen = outside_autocast({"cgc": cgc, "heatmap_loss": heatmap_loss}[name])
+def _resample(resample, group, even, *args):
+    return _Gather.apply(group, even, *resample(*args))
 
-    # Collectives whose sizes are data have no place in a graph.
-    @torch.compiler.disable(reason="group= communicates in eager mode")
-    def guarded(*args):
-        for value in args:
-            if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-                raise RuntimeError(
-                    "a loss with group= must be differentiated in reverse mode, got a forward-mode tangent"
-                )
-        return chosen(*args)
 
-    return guarded
+# Collectives whose sizes are data have no place in a graph.
+@torch.compiler.disable(reason="group= communicates in eager mode")
+def _eager(loss, *args):
+    for value in args:
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError("a loss with group= must be differentiated in reverse mode, got a forward-mode tangent")
+    with torch.autocast(args[0].device.type, enabled=False):
+        return loss(*args)
 
 
 class _Gather(torch.autograd.Function):

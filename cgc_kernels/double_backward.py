@@ -13,6 +13,11 @@ def refuse(ctx, *grads):
     raise RuntimeError(MESSAGE)
 
 
+def refused(grads, others):
+    """`grads`, None among them, which refuse to be differentiated with respect to anything that `others` depend on."""
+    return tuple(None if grad is None else _Refuse.apply(grad, *others) for grad in grads)
+
+
 class DifferentiableOnce(torch.autograd.Function):
     """Identity whose gradient refuses to be differentiated."""
 
@@ -27,7 +32,7 @@ class DifferentiableOnce(torch.autograd.Function):
 
 class _Refuse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, grad):
+    def forward(ctx, grad, *others):
         return grad.view_as(grad)
 
     backward = staticmethod(refuse)

@@ -4,7 +4,8 @@ import torch
 import torch.distributed as dist
 
 from . import backends, checks, distributed
-from .options import WEIGHTINGS, widest_dtype
+from .backends.backend import Backend
+from .options import WEIGHTINGS, Options, widest_dtype
 from .transforms import CropFlip
 
 
@@ -78,13 +79,7 @@ def cgc_loss(
         >>> loss.backward()
     """
     options = checks.options(image_size, temperature, weighting, objective, consistency, eps)
-    features, gradients = checks.cam(cam, "cam")
-    aug_features, aug_gradients = checks.cam(aug_cam, "aug_cam")
-    checks.same_kind("aug_cam.features", aug_features, "cam.features", features)
-    checks.same_kind("aug_cam.gradients", aug_gradients, "cam.gradients", gradients)
-    transform = _prepare(transform, features, options.image_size)
-    entry = _entry(backend, "cgc", features, group, even)
-    return entry(features, gradients, aug_features, aug_gradients, transform, options)
+    return _loss(cam, aug_cam, transform, options, backend, group, even)
 
 
 def heatmap_loss(
@@ -126,8 +121,8 @@ def heatmap_loss(
     checks.heatmaps(aug_heatmaps, "aug_heatmaps")
     checks.same_kind("aug_heatmaps", aug_heatmaps, "heatmaps", heatmaps)
     transform = _prepare(transform, heatmaps, options.image_size)
-    entry = _entry(backend, "heatmap_loss", heatmaps, group, even)
-    return entry(heatmaps, aug_heatmaps, transform, options)
+    chosen = _choose(backend, heatmaps, group, even)
+    return chosen.heatmap_loss(heatmaps, aug_heatmaps, transform, options)
 
 
 def gradcam(
@@ -157,7 +152,7 @@ def gradcam(
     """
     checks.choice("weighting", weighting, WEIGHTINGS)
     checks.features_and_gradients(features, gradients)
-    return _entry(backend, "cam", features)(features, gradients, weighting)
+    return _choose(backend, features).cam(features, gradients, weighting)
 
 
 class CGCLoss(torch.nn.Module):
@@ -196,8 +191,7 @@ class CGCLoss(torch.nn.Module):
 
     def forward(self, cam, aug_cam, transform: CropFlip | torch.Tensor) -> torch.Tensor:
         """The loss, a scalar; arguments as in :func:`cgc_loss`."""
-        where = {"backend": self.backend, "group": self.group, "even": self.even}
-        return cgc_loss(cam, aug_cam, transform, **self.options._asdict(), **where)
+        return _loss(cam, aug_cam, transform, self.options, self.backend, self.group, self.even)
 
     def extra_repr(self) -> str:
         """The settings, for print(module)."""
@@ -207,10 +201,19 @@ class CGCLoss(torch.nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
+def _loss(cam, aug_cam, transform, options: Options, backend: str, group, even: bool) -> torch.Tensor:
+    """cgc_loss with checked options."""
+    views = checks.views(cam, aug_cam)
+    transform = _prepare(transform, views[0], options.image_size)
+    return _choose(backend, views[0], group, even).cgc(*views, transform, options)
+
+
 def _prepare(transform, like: torch.Tensor, image_size: tuple[int, int]) -> CropFlip | torch.Tensor:
     """The checked transform as backends take it: a CropFlip, or inverse matrices [B, 3, 3]."""
-    transform = checks.transform(transform, like.shape[0], image_size, like.device)
-    return transform if isinstance(transform, CropFlip) else _inverse(transform)
+    if not isinstance(transform, CropFlip):
+        return _inverse(checks.matrix(transform, like))
+    checks.crop(transform, like, image_size)
+    return transform
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
@@ -222,8 +225,9 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     return adjugate / (first * adjugate[:, :, 0]).sum(dim=1)[:, None, None]
 
 
-def _entry(backend: str, name: str, like: torch.Tensor, group=None, even: bool = False):
+def _choose(backend: str, like: torch.Tensor, group=None, even: bool = False) -> Backend:
     checks.choice("backend", backend, backends.BACKENDS)
     checks.group(group, even)
-    chosen = backends.choose(backend, like.device, max(like.shape[-2:]))
-    return chosen.entry_points[name] if group is None else distributed.entry_point(chosen, name, group, even)
+    height, width = like.shape[-2:]
+    chosen = backends.choose(backend, like.device, max(height, width))
+    return chosen if group is None else distributed.over(chosen, group, even)

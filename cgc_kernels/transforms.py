@@ -9,6 +9,7 @@ where it made none, which mismatches a quarter of its positives.
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 __all__ = ["CropFlip", "RandomCropFlip"]
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_DTYPES = (_INTEGERS,) * 4 + ((torch.bool,),)  # of the fields of CropFlip
 _TRIES = 10
 
 
@@ -218,42 +220,49 @@ def _check_view(view: Any, size: tuple[int, int]) -> None:
 
 def check_structure(crop: CropFlip) -> None:
     """The part of :meth:`CropFlip.check` that reads no value: tensors, dtypes, equal shapes [B], one device."""
-    for name, field in zip(crop._fields, crop, strict=True):
+    top = crop.top
+    shape, device = (top.shape, top.device) if isinstance(top, Tensor) else (None, None)
+    for name, field, dtypes in zip(CropFlip._fields, crop, _DTYPES, strict=True):
         if not isinstance(field, Tensor):
             raise TypeError(f"CropFlip.{name} must be a tensor, got {type(field).__name__}")
-        if name == "flip" and field.dtype != torch.bool:
-            raise TypeError(f"CropFlip.flip must be a bool tensor, got {field.dtype}")
-        if name != "flip" and field.dtype not in _INTEGERS:
-            raise TypeError(f"CropFlip.{name} must be an integer tensor, got {field.dtype}")
-        if field.ndim != 1:
-            raise ValueError(f"CropFlip.{name} must have shape [B], got {list(field.shape)}")
-        if field.shape != crop.top.shape:
-            raise ValueError(
-                f"CropFlip.{name} must have shape {list(crop.top.shape)} like top, got {list(field.shape)}"
-            )
-        if field.device != crop.top.device:
-            raise ValueError(f"CropFlip.{name} must be on {crop.top.device} like top, got {field.device}")
+        if field.dtype not in dtypes:
+            kind = "a bool" if name == "flip" else "an integer"
+            raise TypeError(f"CropFlip.{name} must be {kind} tensor, got {field.dtype}")
+        if field.shape != shape or len(shape) != 1:
+            wanted = f"{list(shape)} like top" if field.ndim == 1 else "[B]"
+            raise ValueError(f"CropFlip.{name} must have shape {wanted}, got {list(field.shape)}")
+        if field.device != device:
+            raise ValueError(f"CropFlip.{name} must be on {device} like top, got {field.device}")
 
 
 def check_values(crop: CropFlip, image_size: int | Sequence[int]) -> None:
     """The part of :meth:`CropFlip.check` that reads values (a device sync): crops non-empty and inside the view."""
-    view_height, view_width = _height_width(image_size)
-    # int64: the sum of two uint8 may wrap around and look valid.
-    top, left, height, width = (field.long() for field in crop[:4])
-    _check_all("height", height, height >= 1, "at least 1")
-    _check_all("width", width, width >= 1, "at least 1")
-    _check_all("top", top, top >= 0, "at least 0")
-    _check_all("left", left, left >= 0, "at least 0")
-    # Differences: sums of huge values may wrap around and look valid.
-    _check_all("top + height", top + height, top <= view_height - height, f"at most the view's height {view_height}")
-    _check_all("left + width", left + width, left <= view_width - width, f"at most the view's width {view_width}")
+    check_boxes(crop, *_height_width(image_size))
 
 
-def _check_all(name: str, values: Tensor, valid: Tensor, rule: str) -> None:
+def check_boxes(crop: CropFlip, view_height: int, view_width: int) -> None:
+    """The same for a size that is known to be right."""
+    # Lists: for the few numbers of a batch faster than operators, and sums of Python's integers never wrap around.
+    top, left, height, width = crop.top.tolist(), crop.left.tolist(), crop.height.tolist(), crop.width.tolist()
+    for y, x, h, w in zip(top, left, height, width, strict=True):
+        if not (h > 0 <= y <= view_height - h and w > 0 <= x <= view_width - w):
+            break
+    else:
+        return
+    for name, values in (("height", height), ("width", width)):
+        _explain(name, values, [value >= 1 for value in values], "at least 1")
+    for name, values in (("top", top), ("left", left)):
+        _explain(name, values, [value >= 0 for value in values], "at least 0")
+    for name, first, side, most in (("top", top, "height", view_height), ("left", left, "width", view_width)):
+        ends = list(map(add, first, height if side == "height" else width))
+        _explain(f"{name} + {side}", ends, [end <= most for end in ends], f"at most the view's {side} {most}")
+
+
+def _explain(name: str, values: list[int], valid: list[bool], rule: str) -> None:
     """Raise ValueError naming the first value that breaks ``rule``."""
-    if not valid.all():
-        index = int(valid.int().argmin())
-        raise ValueError(f"CropFlip.{name} must be {rule}, got {int(values[index])} at index {index}")
+    if not all(valid):
+        index = valid.index(False)
+        raise ValueError(f"CropFlip.{name} must be {rule}, got {values[index]} at index {index}")
 
 
 def _height_width(size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:

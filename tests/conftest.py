@@ -11,6 +11,16 @@ hypothesis.settings.register_profile("cgc", deadline=None, print_blob=True, dera
 hypothesis.settings.load_profile("cgc")
 
 
+def pytest_make_parametrize_id(val) -> str | None:
+    """Dtypes, memory formats, and tuples of such and of words, by name: `-k float32` chooses them."""
+    if isinstance(val, (torch.dtype, torch.memory_format)):
+        return str(val).removeprefix("torch.")
+    if isinstance(val, tuple):
+        parts = [str(part) if isinstance(part, (str, int)) else pytest_make_parametrize_id(part) for part in val]
+        return "-".join(parts) if parts and None not in parts else None
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -2,7 +2,6 @@
 
 from cases import lay_out, simple_case
 
-FORMS = ("cooperative", "sequence")
 LAYOUTS = ("contiguous", "channels_last")
 WEIGHTINGS = ("pooled", "gradcam", "elementwise")
 

@@ -6,13 +6,12 @@
 import contextlib
 import ctypes
 from types import SimpleNamespace
-from unittest.mock import patch
 
 from cuda_launchers import Launchers
 from simt import Emulator, build
 
 from cgc_kernels import backends
-from cgc_kernels.backends import fused
+from cgc_kernels.backends.backend import Backend
 from cgc_kernels.ops import Namespace, define
 
 SOURCE = "tests/cuda_kernels.cu"
@@ -26,24 +25,19 @@ for _name in OPERATORS:
 
 
 class Emulation:
-    """One build of the kernels. form, blocks: of csrc/cuda/launch.h; the rest as for Emulator.setup."""
+    """One build of the kernels."""
 
     def __init__(self, flavour: str = "plain", source=SOURCE, include=()):
         self.path = build(source, flavour, include=include)
         self.emulator = Emulator(self.path)
         self.library = ctypes.CDLL(str(self.path))
-        self.watches = flavour == "instrumented"
 
     @contextlib.contextmanager
-    def running(self, form: str = "automatic", blocks: int = 0, **device):
-        """Within it, backend "cuda" is this build on CPU tensors."""
+    def running(self, **device):
+        """Within it, backend "cuda" is this build on CPU tensors. device: as for Emulator.setup."""
         self.emulator.setup(**device)
-        watch = (self.emulator.watch, self.emulator.watch_output) if self.watches else (None, None)
-        _current.launchers = Launchers(self.library, form, blocks, *watch)
-        module = SimpleNamespace(entry_points=fused.entry_points("cuda", _stages))
-        with (
-            patch.dict(backends._MODULES, {"cuda": module}),
-            patch.object(backends, "_obstacle", lambda *_: None),
-        ):
+        # Also what is not instrumented: only watched memory is poison to a kernel that starts early.
+        _current.launchers = Launchers(self.library, self.emulator.watch, self.emulator.watch_output)
+        with backends.serving(Backend("cuda", **_stages._asdict(), device_types=("cpu",))):
             yield _current.launchers
         _current.launchers = None

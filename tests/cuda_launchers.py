@@ -4,12 +4,13 @@ Every function takes and returns tensors as the operator of the same name does (
 """
 
 import ctypes
+import math
 from ctypes import c_bool, c_double, c_int32, c_int64, c_void_p
 
 import torch
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FORMS = ("automatic", "cooperative", "sequence")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 def structure(name: str, **fields):
@@ -28,13 +29,16 @@ Cam = structure(
 CamBackward = structure(
     "CamBackward", forward=Cam, grad_heatmaps=c_void_p, grad_features=c_void_p, grad_gradients=c_void_p
 )
+Column = structure("Column", data=c_void_p, stride=c_int64, type=c_int32)
 Resample = structure(
     "Resample",
     **dict.fromkeys(("batch", "height", "width", "size_h", "size_w"), c_int64),
     eps=c_double,
     objective=c_int32,
     float64=c_bool,
-    **dict.fromkeys(("heatmaps", "aug_heatmaps", "crops", "inverses", "rows", "keys", "positives", "state"), c_void_p),
+    **dict.fromkeys(("heatmaps", "aug_heatmaps"), c_void_p),
+    crops=Column * 5,
+    **dict.fromkeys(("inverses", "rows", "keys", "positives", "state"), c_void_p),
 )
 ResampleBackward = structure(
     "ResampleBackward",
@@ -63,16 +67,15 @@ CgcBackward = structure(
     contrast=ContrastBackward,
     consistency=c_double,
 )
-Launch = structure("Launch", stream=c_void_p, workspace=c_void_p, form=c_int32, blocks=c_int32)
+Launch = structure("Launch", stream=c_void_p, workspace=c_void_p, needed=ctypes.POINTER(c_int64))
 
 
 class Launchers:
-    """The operators of one library. form and blocks: of csrc/cuda/launch.h; watch(**tensors) is told every tensor that
-    a call may touch, outputs apart: watch_output(**tensors)."""
+    """The operators of one library. watch(**tensors) is told every tensor that a call may touch, outputs apart:
+    watch_output(**tensors)."""
 
-    def __init__(self, library, form: str = "automatic", blocks: int = 0, watch=None, watch_output=None):
+    def __init__(self, library, watch=None, watch_output=None):
         self.library = library
-        self.form, self.blocks = FORMS.index(form), blocks
         self.watch = watch or (lambda **tensors: None)
         self.watch_output = watch_output or self.watch
 
@@ -81,9 +84,9 @@ class Launchers:
     def cam(self, features, gradients, elementwise):
         call = self._cam(features, gradients, elementwise)
         heatmaps = self._new((len(features), *features.shape[2:]), _acc(features), "heatmaps")
-        weights = self._weights(call, (len(features), features.shape[1]), features)
+        weights = self._new(features.shape[:2] if call.weighting == 1 else (0,), _acc(features), "weights")
         call.heatmaps, call.weights = _pointer(heatmaps), _pointer(weights)
-        self._run("cam", call, workspace=True)
+        self._run("cam", call)
         return heatmaps, weights
 
     def cam_backward(self, grad_heatmaps, heatmaps, features, gradients, need_features, need_gradients):
@@ -99,18 +102,26 @@ class Launchers:
         self._see(heatmaps=heatmaps, aug_heatmaps=aug_heatmaps)
         call = self._resample(heatmaps, transform, size_h, size_w, eps, objective)
         call.heatmaps, call.aug_heatmaps = _pointer(heatmaps), _pointer(aug_heatmaps)
-        outputs = self._rows(call, heatmaps)
+        batch, height, width = heatmaps.shape
+        length = 0 if objective == 2 else height * width
+        rows, keys = (self._new((batch, length), heatmaps.dtype, name) for name in ("rows", "keys"))
+        positives = self._new((batch,), torch.float64, "positives")
+        state = self._new((batch, 3, height, width), torch.float64 if objective == 2 else heatmaps.dtype, "state")
+        call.rows, call.keys, call.positives, call.state = map(_pointer, (rows, keys, positives, state))
         self._run("resample", call)
-        return outputs
+        return rows, keys, positives, state
 
     def resample_backward(
-        self, grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, transform, state, *settings
-    ):
+        self, grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, rows, keys, positives, transform, state,
+        *settings,
+    ):  # fmt: skip
         self._see(grad_rows=grad_rows, grad_keys=grad_keys, grad_positives=grad_positives)
-        self._see(heatmaps=heatmaps, aug_heatmaps=aug_heatmaps, state=state)
+        self._see(heatmaps=heatmaps, aug_heatmaps=aug_heatmaps, rows=rows, keys=keys, positives=positives, state=state)
         call = ResampleBackward(self._resample(heatmaps, transform, *settings))
-        call.forward.heatmaps, call.forward.aug_heatmaps = _pointer(heatmaps), _pointer(aug_heatmaps)
-        call.forward.state = _pointer(state)
+        forward = call.forward
+        forward.heatmaps, forward.aug_heatmaps = _pointer(heatmaps), _pointer(aug_heatmaps)
+        forward.rows, forward.keys, forward.positives = map(_pointer, (rows, keys, positives))
+        forward.state = _pointer(state)
         call.grad_rows, call.grad_keys, call.grad_positives = map(_pointer, (grad_rows, grad_keys, grad_positives))
         grads = [self._new(heatmaps.shape, heatmaps.dtype, name) for name in ("grad_heatmaps", "grad_aug_heatmaps")]
         call.grad_heatmaps, call.grad_aug_heatmaps = map(_pointer, grads)
@@ -121,7 +132,7 @@ class Launchers:
         self._see(rows=rows, keys=keys, positives=positives)
         row_losses = self._new((len(rows),), torch.float64, "row_losses")
         loss = self._new((), rows.dtype, "loss")
-        self._run("contrast", self._contrast(rows, keys, positives, row_losses, temperature), loss, workspace=True)
+        self._run("contrast", self._contrast(rows, keys, positives, row_losses, temperature), loss)
         return loss, row_losses
 
     def contrast_backward(self, grad_loss, rows, keys, positives, row_losses, temperature):
@@ -136,44 +147,37 @@ class Launchers:
         self, features, gradients, aug_features, aug_gradients, transform, size_h, size_w, temperature, elementwise,
         objective, consistency, eps,
     ):  # fmt: skip
-        batch, channels, height, width = features.shape
         views = (self._cam(features, gradients, elementwise), self._cam(aug_features, aug_gradients, elementwise))
         call = Cgc((Cam * 2)(*views), consistency=consistency)
-        heatmaps = self._new((2, batch, height, width), _acc(features), "heatmaps")
-        weights = self._weights(call.views[0], (2, batch, channels), features)
-        for i, view in enumerate(call.views):
-            view.heatmaps, view.weights = _pointer(heatmaps[i]), _pointer(weights[i])
-        call.resample = self._resample(heatmaps[0], transform, size_h, size_w, eps, objective)
-        call.resample.heatmaps, call.resample.aug_heatmaps = map(_pointer, heatmaps)
-        rows, keys, positives, state = self._rows(call.resample, heatmaps[0])
-        row_losses = self._new((batch,), torch.float64, "row_losses")
-        call.contrast = self._contrast(rows, keys, positives, row_losses, temperature)
+        saved = Saved(features, gradients, elementwise, objective)
+        self.watch_output(**saved.parts)
+        call.resample = self._resample(saved.heatmaps[0], transform, size_h, size_w, eps, objective)
+        saved.fill(call.views, call.resample)
+        call.contrast = self._contrast(saved.rows, saved.keys, saved.positives, saved.row_losses, temperature)
         loss = self._new((), _acc(features), "loss")
-        self._run("cgc", call, loss, workspace=True)
-        return loss, heatmaps, weights, rows, keys, positives, row_losses, state
+        self._run("cgc", call, loss)
+        return loss, saved.memory
 
     def cgc_backward(
-        self, grad_loss, features, gradients, aug_features, aug_gradients, transform, heatmaps, rows, keys, positives,
-        row_losses, state, size_h, size_w, temperature, elementwise, objective, consistency, eps, needs,
+        self, grad_loss, features, gradients, aug_features, aug_gradients, transform, memory, size_h, size_w,
+        temperature, elementwise, objective, consistency, eps, needs,
     ):  # fmt: skip
-        self._see(grad_loss=grad_loss, heatmaps=heatmaps, rows=rows, keys=keys, positives=positives)
-        self._see(row_losses=row_losses, state=state)
+        saves_weights = gradients.dim() == 2 and gradients.untyped_storage().data_ptr() == memory.data_ptr()
+        saved = Saved(features, None if saves_weights else gradients, elementwise, objective, memory)
+        self._see(grad_loss=grad_loss, **saved.parts)
         tensors = (features, gradients, aug_features, aug_gradients)
         grads = self._grads(tensors, [needs >> i & 1 for i in range(4)])
         call = CgcBackward(consistency=consistency)
         for i in range(2):
             view = CamBackward(self._cam(*tensors[2 * i : 2 * i + 2], True))
-            view.forward.heatmaps = _pointer(heatmaps[i])
             view.grad_features, view.grad_gradients = map(_pointer, grads[2 * i : 2 * i + 2])
             call.views[i] = view
-        forward = self._resample(heatmaps[0], transform, size_h, size_w, eps, objective)
-        forward.heatmaps, forward.aug_heatmaps = map(_pointer, heatmaps)
-        forward.positives, forward.state = _pointer(positives), _pointer(state)
-        upstream = [self._new(t.shape, t.dtype, "upstream") for t in (rows, keys, positives)]
-        call.resample = ResampleBackward(forward, *map(_pointer, upstream))
-        contrast = self._contrast(rows, keys, positives, row_losses, temperature)
-        call.contrast = ContrastBackward(contrast, _scalar(grad_loss), *map(_pointer, upstream))
-        self._run("cgc_backward", call, workspace=True)
+        forward = self._resample(saved.heatmaps[0], transform, size_h, size_w, eps, objective)
+        saved.fill((call.views[0].forward, call.views[1].forward), forward)
+        call.resample = ResampleBackward(forward)
+        contrast = self._contrast(saved.rows, saved.keys, saved.positives, saved.row_losses, temperature)
+        call.contrast = ContrastBackward(contrast, _scalar(grad_loss))
+        self._run("cgc_backward", call)
         return tuple(grads)
 
     # ---- Tensors to structures
@@ -187,32 +191,18 @@ class Launchers:
         return Cam(batch, channels, height * width, *types, weighting, last, _pointer(features), _pointer(gradients))
 
     def _resample(self, heatmaps, transform, size_h, size_w, eps, objective):
-        self._see(transform=transform)
+        self._see(**{f"transform{i}": field for i, field in enumerate(transform)})
         call = Resample(*heatmaps.shape, size_h, size_w, eps, objective, heatmaps.dtype == torch.float64)
-        if transform.dim() == 2:
-            call.crops = _pointer(transform)
+        if len(transform) == 1:
+            call.inverses = _pointer(transform[0])
         else:
-            call.inverses = _pointer(transform)
+            columns = (Column(_pointer(t), t.stride(0), INTEGERS.index(t.dtype)) for t in transform)
+            call.crops = (Column * 5)(*columns)
         return call
-
-    def _rows(self, call, heatmaps):
-        """The outputs of stage resample, put into its call."""
-        batch, height, width = heatmaps.shape
-        length = 0 if call.objective == 2 else height * width
-        rows = self._new((batch, length), heatmaps.dtype, "rows")
-        keys = self._new((batch, length), heatmaps.dtype, "keys")
-        positives = self._new((batch,), torch.float64, "positives")
-        state = self._new((batch, 3, height, width), torch.float64, "state")
-        call.rows, call.keys, call.positives, call.state = map(_pointer, (rows, keys, positives, state))
-        return rows, keys, positives, state
 
     def _contrast(self, rows, keys, positives, row_losses, temperature):
         pointers = map(_pointer, (rows, keys, positives, row_losses))
         return Contrast(*rows.shape, temperature, rows.dtype == torch.float64, *pointers)
-
-    def _weights(self, call, shape, features):
-        shape = shape if call.weighting == 1 else (*shape[:-2], 0)
-        return self._new(shape, _acc(features), "weights")
 
     def _grads(self, tensors, needs):
         return [self._like(t) if need else t.new_empty(0) for t, need in zip(tensors, needs, strict=True)]
@@ -232,21 +222,50 @@ class Launchers:
         self.watch_output(grad=grad)
         return grad
 
-    def _run(self, name, call, loss=None, workspace=False):
-        launch = Launch(None, None, self.form, self.blocks)
-        kept = None
-        if workspace:
-            size = getattr(self.library, f"cgc_cuda_{name}_workspace")
-            size.restype = c_int64
-            kept = torch.full((size(ctypes.byref(call)),), 255, dtype=torch.uint8)
-            self.watch_output(workspace=kept)
-            launch.workspace = _pointer(kept)
-        arguments = [call] if loss is None else [call, _scalar(loss)]
-        error = getattr(self.library, f"cgc_cuda_{name}")(*map(ctypes.byref, (*arguments, launch)))
+    def _run(self, name, call, loss=None):
+        function = getattr(self.library, f"cgc_cuda_{name}")
+        arguments = [ctypes.byref(a) for a in ([call] if loss is None else [call, _scalar(loss)])]
+        needed = c_int64(0)
+        function(*arguments, ctypes.byref(Launch(needed=ctypes.pointer(needed))))
+        workspace = torch.full((needed.value,), 255, dtype=torch.uint8)
+        self.watch_output(workspace=workspace)
+        error = function(*arguments, ctypes.byref(Launch(None, _pointer(workspace))))
         if error != 0:
             message = self.library.cgc_cuda_error
             message.restype = ctypes.c_char_p
             raise RuntimeError(f"cgc_cuda_{name}: {message(error).decode()}")
+
+
+class Saved:
+    """What the fused loss keeps for its backward: one tensor of bytes, in parts that follow one another."""
+
+    def __init__(self, features, gradients, elementwise, objective, memory=None):
+        batch, channels, *side = features.shape
+        acc, mse = _acc(features), objective == 2
+        length = 0 if mse else side[0] * side[1]
+        pools = gradients is None or (gradients.dim() == 4 and not elementwise)
+        shapes = {
+            "positives": ((batch,), torch.float64),
+            "row_losses": ((batch,), torch.float64),
+            "weights": ((2, batch, channels if pools else 0), acc),
+            "heatmaps": ((2, batch, *side), acc),
+            "rows": ((batch, length), acc),
+            "keys": ((batch, length), acc),
+            "state": ((batch, 3, *side), torch.float64 if mse else acc),
+        }
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()]
+        self.memory = torch.full((sum(sizes),), 255, dtype=torch.uint8) if memory is None else memory
+        pieces = zip(shapes.items(), self.memory.split(sizes), strict=True)
+        self.parts = {name: piece.view(dtype).view(shape) for (name, (shape, dtype)), piece in pieces}
+        vars(self).update(self.parts)
+
+    def fill(self, views, resample):
+        """Put the parts into the calls of the stages."""
+        for view, heatmaps, weights in zip(views, self.heatmaps, self.weights, strict=True):
+            view.heatmaps, view.weights = _pointer(heatmaps), _pointer(weights)
+        resample.heatmaps, resample.aug_heatmaps = map(_pointer, self.heatmaps)
+        resample.rows, resample.keys = _pointer(self.rows), _pointer(self.keys)
+        resample.positives, resample.state = _pointer(self.positives), _pointer(self.state)
 
 
 def _acc(features):

@@ -126,11 +126,11 @@ class Counts:
 
 
 class Race(RuntimeError):
-    """Two programs of one launch touched one element, one of them by a store, and nothing says in which order."""
+    """Two programs of one launch touched one byte, one of them by a store, and nothing says in which order."""
 
 
 class Races:
-    """Which programs touched which elements in one launch; of the loads of an element, the last one is remembered.
+    """Which programs touched which bytes in one launch; of the loads of a byte, the last one is remembered.
 
     Programs are ordered by atomics alone: whoever acquires a counter sees what those who released it had done before
     their last `tl.debug_barrier()`; without one, only the warp that does the atomic is known to have come so far. A
@@ -142,7 +142,7 @@ class Races:
         self.fenced: dict[int, int] = {}  # by program: its last barrier
         self.seen: dict[int, dict[int, int]] = {}  # by program: until when it sees each other program's accesses
         self.released: dict[int, dict[int, int]] = {}  # by address of a counter: what the next to acquire it sees
-        self.marks: dict[tuple[int, str], np.ndarray] = {}  # by memory and kind: program and time, [2, elements]
+        self.marks: dict[tuple[int, str], np.ndarray] = {}  # by memory and kind: program and time, [2, bytes]
 
     def barrier(self, program: int) -> None:
         self.fenced[program] = self.time
@@ -161,12 +161,14 @@ class Races:
         """Raise Race if another program stored there unseen, or, for a store, loaded from there unseen."""
         self.time += 1
         memory = argument.tensor.untyped_storage()
-        start, elements = memory.data_ptr(), memory.nbytes() // size
-        at = ((addresses - np.uint64(start)) // np.uint64(size)).astype(np.int64)
+        start = memory.data_ptr()
+        at = ((addresses - np.uint64(start)).astype(np.int64)[:, None] + np.arange(size)).ravel()
         for earlier in ("store",) if kind == "load" else ("store", "load"):
             if (start, earlier) in self.marks:
                 programs, times = self.marks[start, earlier][:, at]
                 for other in np.unique(programs[(programs >= 0) & (programs != program)]).tolist():
                     if times[programs == other].max() > self.seen.get(program, {}).get(other, 0):
                         raise Race(f"{kind} of {argument} by program {program} after a {earlier} by program {other}")
-        self.marks.setdefault((start, kind), np.full((2, elements), -1))[:, at] = [[program], [self.time]]
+        if (start, kind) not in self.marks:
+            self.marks[start, kind] = np.full((2, memory.nbytes()), -1, dtype=np.int32)
+        self.marks[start, kind][:, at] = [[program], [self.time]]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,15 +21,23 @@ from compare import assert_same_bits
 import cgc_kernels
 from cgc_kernels import CGCLoss, backends, cgc_loss, gradcam, heatmap_loss, info
 from cgc_kernels.__main__ import report
+from cgc_kernels.backends import cuda, triton
+from cgc_kernels.backends.backend import LARGEST_SIDE
 
 NAMES = ("cuda", "triton", "cpp", "torch", "reference")
 GPU = next(name for name in ("cuda", "triton", "torch") if info()["backends"][name]["available"])  # of "auto"
 CPU = torch.device("cpu")
 
 
-def without_cpp(monkeypatch):
-    library = import_module("cgc_kernels.ops.library")
-    monkeypatch.setitem(library._failures, "cpp", "the C++ kernels were not built (a reason)")
+def lacking(name, reason):
+    """A backend as it is where it cannot serve for a reason."""
+    return replace(backends.named(name), missing=lambda index: reason)
+
+
+@pytest.fixture
+def without_cpp():
+    with backends.serving(lacking("cpp", "the C++ kernels were not built (a reason); install a C++17 compiler")):
+        yield
 
 
 def test_info():
@@ -53,8 +62,8 @@ def test_info_with_the_binary(backend):
     assert f"cpp runs {found['cpp']['instruction_set']} code on" in report(found)
 
 
-def test_info_without_the_binary(monkeypatch):
-    without_cpp(monkeypatch)
+@pytest.mark.usefixtures("without_cpp")
+def test_info_without_the_binary():
     found = info()
     assert found["auto"] == {"cpu": "torch", "cuda": GPU}
     assert found["cpp"] == {}
@@ -77,11 +86,14 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_auto_takes_the_first_that_serves(monkeypatch):
-    cuda = torch.device("cuda")
-    assert backends.choose("auto", cuda) is backends.choose(GPU, cuda)
+def test_auto_takes_the_first_that_serves():
+    device = torch.device("cuda")
+    assert backends.choose("auto", device) is backends.choose(GPU, device)
     assert backends.choose("auto", torch.device("meta")) is backends.choose("torch", CPU)
-    without_cpp(monkeypatch)
+
+
+@pytest.mark.usefixtures("without_cpp")
+def test_auto_is_torch_where_cpp_is_missing():
     assert backends.choose("auto", CPU) is backends.choose("torch", CPU)
     case = simple_case()
     assert_same_bits(evaluate(case, "auto")[0], evaluate(case, "torch")[0])
@@ -95,8 +107,8 @@ def test_auto_is_cpp_on_the_cpu(backend):
         assert_same_bits(evaluate(case, "auto")[1][name], evaluate(case, "cpp")[1][name])
 
 
-def test_explicit_cpp_that_cannot_be_served_raises(monkeypatch):
-    without_cpp(monkeypatch)
+@pytest.mark.usefixtures("without_cpp")
+def test_explicit_cpp_that_cannot_be_served_raises():
     with pytest.raises(
         RuntimeError, match=r"got 'cpp': the C\+\+ kernels were not built \(a reason\); install a C\+\+17"
     ):
@@ -118,51 +130,27 @@ def library(monkeypatch):
     return import_module("cgc_kernels.ops.library")
 
 
-@pytest.fixture
-def triton_backend(monkeypatch):
-    """The backend, asked anew whether it can serve."""
-    monkeypatch.setattr(backends.triton, "_unavailable", backends.triton._unavailable.__wrapped__)
+def test_triton_needs_a_compiler_and_headers_but_not_its_interpreter(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    return backends.triton
-
-
-def test_triton_needs_a_compiler_and_headers_but_not_its_interpreter(monkeypatch, triton_backend, tmp_path):
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(triton_backend, "_python_headers", lambda: tmp_path)
+    monkeypatch.setattr(triton, "python_headers", lambda: tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "triton needs a C compiler" in triton_backend.unavailable()
-    assert "use backend='torch'" in triton_backend.unavailable()
+    assert "triton needs a C compiler" in triton.requirement()
+    assert "use backend='torch'" in triton.requirement()
     monkeypatch.setenv("CC", "cc")
-    assert triton_backend.unavailable() is None
+    assert triton.requirement() is None
     (tmp_path / "Python.h").unlink()
-    assert f"Python's headers, in {tmp_path}" in triton_backend.unavailable()
+    assert f"Python's headers, in {tmp_path}" in triton.requirement()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert triton_backend.unavailable() is None
+    assert triton.requirement() is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "triton is not installed" in triton_backend.unavailable()
-
-
-@pytest.fixture
-def a_device(monkeypatch, library):
-    """Makes torch find a CUDA device of a compute capability, and kernels built for architectures."""
-
-    def make(capability, architectures):
-        backends.cuda._unfit.cache_clear()
-        monkeypatch.setitem(library._failures, "cuda", None)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-        monkeypatch.setattr(backends.cuda, "architectures", lambda: architectures)
-        return torch.device("cuda", 0)
-
-    yield make
-    backends.cuda._unfit.cache_clear()
+    assert "triton is not installed" in triton.requirement()
 
 
 def test_where_python_keeps_its_headers():
-    assert backends.triton._python_headers() == Path(sysconfig.get_path("include", "posix_prefix"))
+    assert triton.python_headers() == Path(sysconfig.get_path("include", "posix_prefix"))
 
 
 @pytest.mark.parametrize(
@@ -182,40 +170,78 @@ def test_where_python_keeps_its_headers():
         ([], (7, 5), True),
     ],
 )
-def test_the_cuda_kernels_serve_the_devices_they_were_built_for(a_device, architectures, capability, fits):
-    device = a_device(capability, architectures)
-    assert (backends.choose("auto", device) is backends.cuda) == fits
-    assert (info()["auto"]["cuda"] == "cuda") == fits
-    assert info()["backends"]["cuda"]["available"] == fits
-    if not fits:
-        found = "{}.{}".format(*capability)
-        assert f"cuda:0 has {found}" in info()["backends"]["cuda"]["reason"]
-        with pytest.raises(RuntimeError, match=f"built for compute capability .*, cuda:0 has {found}; "):
-            backends.choose("cuda", device)
+def test_the_cuda_kernels_serve_the_devices_they_were_built_for(architectures, capability, fits):
+    device = torch.device("cuda", 0)
+    given = replace(backends.named("cuda"), missing=lambda index: cuda.unfit(index or 0, capability, architectures))
+    with backends.serving(given):
+        assert (backends.choose("auto", device) is given) == fits
+        assert (info()["auto"]["cuda"] == "cuda") == fits
+        assert info()["backends"]["cuda"]["available"] == fits
+        if not fits:
+            found = "{}.{}".format(*capability)
+            assert f"cuda:0 has {found}" in info()["backends"]["cuda"]["reason"]
+            with pytest.raises(RuntimeError, match=f"built for compute capability .*, cuda:0 has {found}; "):
+                backends.choose("cuda", device)
+
+
+def test_a_cuda_device_is_asked_for_its_capability(monkeypatch, library):
+    """Once: the answer is kept."""
+    asked = []
+    monkeypatch.setitem(library._failures, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: asked.append(index) or (1, 0))
+    monkeypatch.setattr(library, "_FOLDER", Path("nowhere"))  # no record: any device is served
+    assert [cuda.missing(index) for index in (None, 7, 6, 6)] == [None] * 4
+    assert asked == [7, 6]
+    cuda._unfit.cache_clear()
 
 
 @pytest.mark.parametrize(("asked", "chosen"), [("auto", "cuda"), ("triton", "triton")])
-def test_the_choice_compiles(monkeypatch, library, asked, chosen):
-    monkeypatch.setitem(library._failures, "cuda", None)
-    monkeypatch.setattr(backends.triton, "_unavailable", lambda: None)
+def test_the_choice_compiles(asked, chosen):
     device = torch.device("cuda", 0)
 
     def doubled_by_the_chosen(x):
-        return 2 * x if backends.choose(asked, device) is getattr(backends, chosen) else x
+        return 2 * x if backends.choose(asked, device).name == chosen else x
 
     compiled = torch.compile(doubled_by_the_chosen, backend="eager", fullgraph=True)
-    assert compiled(torch.ones(1)) == 2
+    with backends.serving(lacking("cuda", None), lacking("triton", None)):
+        assert compiled(torch.ones(1)) == 2
 
 
-def test_maps_beyond_the_cuda_kernels(monkeypatch, library):
-    monkeypatch.setitem(library._failures, "cuda", None)
-    cuda, largest = torch.device("cuda"), backends.LARGEST_SIDE
-    assert backends.choose("auto", cuda, largest) is backends.cuda
-    assert backends.choose("auto", cuda, largest + 1) is not backends.cuda
-    with pytest.raises(RuntimeError, match="at most 32 cells each way, got 33; use backend='torch'"):
-        backends.choose("cuda", cuda, largest + 1)
-    with pytest.raises(RuntimeError, match="it needs CUDA tensors"):
-        backends.choose("cuda", CPU)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_missing_compiles(name):
+    """Under the compiler a backend gives the same reason, whatever it takes to find out."""
+
+    def tripled_if_missing(x):
+        return x if backends.unavailable(name) is None else 3 * x
+
+    compiled = torch.compile(tripled_if_missing, backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1)) == tripled_if_missing(torch.ones(1))
+
+
+def test_maps_beyond_the_cuda_kernels():
+    device, largest, given = torch.device("cuda"), LARGEST_SIDE, lacking("cuda", None)
+    with backends.serving(given):
+        assert backends.choose("auto", device, largest) is given
+        assert backends.choose("auto", device, largest + 1) is not given
+        with pytest.raises(RuntimeError, match="at most 32 cells each way, got 33; use backend='torch'"):
+            backends.choose("cuda", device, largest + 1)
+        with pytest.raises(RuntimeError, match="it needs CUDA tensors"):
+            backends.choose("cuda", CPU)
+
+
+def test_another_backend_serves_within_its_context_alone():
+    """Whatever it computes: the public functions call it, and the choice of `auto` may fall on it."""
+    given = replace(backends.named("torch"), name="cpp", cam=lambda *_: torch.ones(1), device_types=("meta",))
+    before = backends.named("cpp")
+    with backends.serving(given):
+        assert backends.named("cpp") is given
+        features = torch.rand(1, 1, 2, 2)
+        assert gradcam(features.to("meta"), features.to("meta"), backend="cpp") == 1
+        with pytest.raises(RuntimeError, match="it needs META tensors, got tensors on cpu"):
+            gradcam(features, features, backend="cpp")
+    assert backends.named("cpp") is before
 
 
 LIBRARIES = pytest.mark.parametrize("name", ["cpp", "cuda"])

@@ -320,12 +320,34 @@ def test_the_same_tensor_as_both_views(backend):
     assert_close(leaf.grad, apart[0].grad + apart[1].grad, 1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("layout", ["contiguous", "columns", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("objective", ["released", "paper"])
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_crops_in_any_integer_dtype(backend, dtype):
+def test_crops_in_any_integer_dtype(backend, objective, dtype, layout):
+    """And of any stride: they are read where they lie."""
+    case = simple_case(objective=objective)
+    fields = [*(f.to(dtype) for f in case.transform[:4]), case.transform.flip]
+    if layout == "columns":
+        fields = [*torch.stack(fields[:4], dim=1).unbind(1), torch.stack([fields[4], ~fields[4]], dim=1)[:, 0]]
+    elif layout == "sliced":
+        fields = [torch.stack([f, f.new_zeros(len(f))], dim=1).flatten()[::2] for f in fields]
+    expected, expected_grads = evaluate(case, backend)
+    loss, grads = evaluate(case._replace(transform=CropFlip(*fields)), backend)
+    assert_same_bits(loss, expected)
+    for name in VIEWS:
+        assert_same_bits(grads[name], expected_grads[name], name)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_crops_expanded_with_stride_0(backend):
     case = simple_case()
-    crop = CropFlip(*(f.to(dtype) for f in case.transform[:4]), case.transform.flip)
-    assert_same_bits(evaluate(case._replace(transform=crop), backend)[0], evaluate(case, backend)[0])
+    one = CropFlip(*(f[:1] for f in case.transform))
+    loss, grads = evaluate(case._replace(transform=CropFlip(*(f.expand(3) for f in one))), backend)
+    expected, expected_grads = evaluate(case._replace(transform=CropFlip(*(f.repeat(3) for f in one))), backend)
+    assert_same_bits(loss, expected)
+    for name in VIEWS:
+        assert_same_bits(grads[name], expected_grads[name], name)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

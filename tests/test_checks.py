@@ -1,6 +1,7 @@
 """Wrong input: an error that names the argument, what it must be and what it got, before any work."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,22 +10,21 @@ from cases import CPP, simple_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import CAM, CGCLoss, CropFlip, backends, cgc_loss, checks, gradcam, heatmap_loss
-from cgc_kernels.backends import cpp, reference
-from cgc_kernels.backends import torch as torch_backend
 
 NAMES = ("auto", "torch", "reference", CPP)
 SIZE = (9, 11)
 
 
+def fail(*_):
+    raise AssertionError("work was done before the input was checked")
+
+
 @pytest.fixture(autouse=True)
-def no_work(monkeypatch):
+def no_work():
     """No backend may be entered, nor any operator of PyTorch that computes be reached through one."""
-
-    def fail(*_):
-        raise AssertionError("work was done before the input was checked")
-
-    for module in (cpp, reference, torch_backend):
-        monkeypatch.setattr(module, "entry_points", dict.fromkeys(("cam", "heatmap_loss", "cgc"), fail))
+    stages = dict.fromkeys(("cam", "heatmap_loss", "cgc"), fail)
+    with backends.serving(*(replace(backends.named(name), **stages) for name in ("cpp", "reference", "torch"))):
+        yield
 
 
 CASE = simple_case(dtype=torch.float32)
@@ -329,7 +329,7 @@ def test_an_affine_matrix_takes_nothing_from_the_host():
     """A constant that is copied to a GPU waits for it, and cannot be captured into a graph."""
     given = torch.eye(3)[:2].repeat(2, 1, 1)
     with Operators() as operators:
-        matrix = checks.transform(given, 2, (8, 8), given.device)
+        matrix = checks.matrix(given, given)
     assert torch.equal(matrix, torch.eye(3).repeat(2, 1, 1))
     assert operators.seen
     assert torch.ops.aten.lift_fresh.default not in operators.seen
@@ -359,10 +359,11 @@ class TestAccepted:
     """What looks odd but is right reaches the backend."""
 
     @pytest.fixture(autouse=True)
-    def record(self, monkeypatch):
+    def record(self):
         self.calls = []
-        entry = {"cgc": lambda *args: self.calls.append(args) or torch.zeros(())}
-        monkeypatch.setattr(torch_backend, "entry_points", entry)
+        recording = replace(backends.named("torch"), cgc=lambda *args: self.calls.append(args) or torch.zeros(()))
+        with backends.serving(recording):
+            yield
 
     @pytest.mark.parametrize(
         "settings",

@@ -7,7 +7,7 @@ import simt
 import torch
 from cases import VIEWS, assert_same_loss, cases, evaluate, examples, lay_out, noise_floors, simple_case
 from compare import assert_close, assert_low_precision, assert_same_bits
-from cuda_cases import FORMS, LAYOUTS, WEIGHTINGS, case_of
+from cuda_cases import LAYOUTS, WEIGHTINGS, case_of
 from hypothesis import given, settings
 from test_golden import DATA, call, expected, mse_floor
 
@@ -23,18 +23,17 @@ def kernels():
     return Emulation()
 
 
-def compare(kernels, case, form, blocks=3, tol=1e-10):
-    with kernels.running(form, blocks):
+def compare(kernels, case, tol=1e-10):
+    with kernels.running():
         actual = evaluate(case, "cuda")
     assert_same_loss(actual, evaluate(case, "torch"), case, tol)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", DATA)
-def test_golden_cases(kernels, name, form, layout):
+def test_golden_cases(kernels, name, layout):
     for objective in ("released", "mse"):
-        with kernels.running(form, blocks=3):
+        with kernels.running():
             loss, grads = evaluate(call(name, objective, layout), "cuda")
         expected_loss, expected_grads = expected(name, objective)
         assert_close(loss, expected_loss, 1e-10, floor=mse_floor(objective), what="loss")
@@ -68,21 +67,20 @@ def test_shapes(kernels, shape, layout, weighting):
     objective = ("released", "paper", "mse")[index % 3]
     transform = ("crop", "warp")[index % 2]
     case = case_of(*shape, weighting, layout, objective=objective, transform=transform, consistency=0.7)
-    compare(kernels, case, FORMS[index % 2], blocks=1 + index % 4)
+    compare(kernels, case)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("objective", ["released", "paper", "mse"])
 @pytest.mark.parametrize("transform", ["crop", "warp"])
-def test_objectives_and_transforms(kernels, transform, objective, form):
+def test_objectives_and_transforms(kernels, transform, objective):
     case = case_of(5, 12, (4, 6), objective=objective, transform=transform, consistency=2.0)
-    compare(kernels, case, form)
+    compare(kernels, case)
 
 
 @pytest.mark.parametrize("side", [(32, 30), (30, 32)])
 def test_large_maps_of_unequal_sides(kernels, side):
     """Of all maps they leave the least shared memory beside tables of full size."""
-    compare(kernels, case_of(1, 2, side), "cooperative")
+    compare(kernels, case_of(1, 2, side))
 
 
 @pytest.mark.parametrize("weighting", ["pooled", "gradcam"])
@@ -112,7 +110,7 @@ def test_a_view_of_more_pixels_than_32_bits_count(kernels):
 
 @pytest.mark.parametrize("temperature", [0.005, 0.012, 0.07, 1.0, 10.0])
 def test_temperatures(kernels, temperature):
-    compare(kernels, case_of(37, 4, (3, 3), temperature=temperature), "cooperative", tol=1e-9)
+    compare(kernels, case_of(37, 4, (3, 3), temperature=temperature), tol=1e-9)
 
 
 def test_whatever_the_loss_takes(kernels):
@@ -121,10 +119,9 @@ def test_whatever_the_loss_takes(kernels):
     @settings(examples, max_examples=60)
     @given(cases())
     def check(case):
-        for form in FORMS:
-            with kernels.running(form, blocks=2):
-                actual = evaluate(case, "cuda")
-            assert_same_loss(actual, evaluate(case, "reference"), case)
+        with kernels.running():
+            actual = evaluate(case, "cuda")
+        assert_same_loss(actual, evaluate(case, "reference"), case)
 
     check()
 
@@ -135,11 +132,11 @@ def test_views_of_two_memory_formats(kernels, channels, layouts):
     """Vectors fit one view and not the other: [3, 2 x 2] numbers are whole vectors where rows of 3 channels are not."""
     case = case_of(3, channels, (2, 2), "gradcam")
     case = case._replace(views=tuple(lay_out(v, layouts[i // 2]) for i, v in enumerate(case.views)))
-    compare(kernels, case, "cooperative")
+    compare(kernels, case)
 
 
 def test_stages_by_themselves(kernels):
-    """gradcam() and heatmap_loss() run the same steps, each as a sequence."""
+    """gradcam() and heatmap_loss() run the same kernels, or those of a stage alone."""
     for layout in LAYOUTS:
         for weighting in WEIGHTINGS:
             features, gradients, *_ = case_of(3, 1300, (3, 3), weighting, layout).views
@@ -147,7 +144,7 @@ def test_stages_by_themselves(kernels):
             kind = "elementwise" if weighting == "elementwise" else "gradcam"
             results = []
             for backend in ("cuda", "torch"):
-                with kernels.running(blocks=2):
+                with kernels.running():
                     maps = gradcam(*leaves, weighting=kind, backend=backend)
                     results.append([maps, *torch.autograd.grad(maps.square().sum(), leaves)])
             for got, wanted in zip(*results, strict=True):
@@ -173,10 +170,10 @@ def test_stages_by_themselves(kernels):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_float32(kernels, weighting, layout):
-    for i, (side, channels) in enumerate((((7, 7), 64), ((5, 3), 13))):
+    for side, channels in (((7, 7), 64), ((5, 3), 13)):
         case = case_of(5, channels, side, weighting, layout, consistency=0.5).to(torch.float32)
         truth = case.to(torch.float64)
-        with kernels.running(FORMS[i], blocks=3):
+        with kernels.running():
             actual = evaluate(case, "cuda")
         assert actual[0].dtype == torch.float32
         assert_same_loss(actual, evaluate(truth, "torch"), truth, 1e-5, grad_tol=1e-4, oracle=True)
@@ -187,10 +184,10 @@ def test_float32(kernels, weighting, layout):
 @pytest.mark.parametrize("gradients", ["same", "float32"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision(kernels, dtype, gradients, weighting, layout):
-    for i, channels in enumerate((64, 13)):
+    for channels in (64, 13):
         case = case_of(4, channels, (7, 7), weighting, layout)
         case = case.to(dtype, torch.float32 if gradients == "float32" else dtype)
-        with kernels.running(FORMS[i], blocks=3):
+        with kernels.running():
             loss, grads = evaluate(case, "cuda")
         peer_loss, peer_grads = evaluate(case, "torch")
         exact_loss, exact_grads = evaluate(case.to(torch.float64), "torch")
@@ -202,12 +199,11 @@ def test_low_precision(kernels, dtype, gradients, weighting, layout):
             assert_low_precision(grads[name], peer_grads[name], exact_grads[name], name, ulps=ulps, floor=floor)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_nan_makes_the_loss_nan(kernels, form):
+def test_a_nan_makes_the_loss_nan(kernels):
     for dtype in (torch.float64, torch.float32):
         case = case_of(3, 4, (3, 3)).to(dtype)
         case.views[2][1, 0, 0, 0] = math.nan
-        with kernels.running(form, blocks=2):
+        with kernels.running():
             loss, _ = evaluate(case, "cuda")
         assert loss.isnan()
 
@@ -218,7 +214,7 @@ def test_a_nan_makes_the_loss_nan(kernels, form):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_only_what_is_asked_for(kernels, weighting, wanted):
     case = case_of(3, 8, (3, 4), weighting)
-    with kernels.running("cooperative", blocks=2):
+    with kernels.running():
         _, grads = evaluate(case, "cuda", wanted)
     _, exact = evaluate(case, "torch", wanted)
     assert grads.keys() == exact.keys()
@@ -228,11 +224,11 @@ def test_only_what_is_asked_for(kernels, weighting, wanted):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_schedule_gives_the_same_bits(kernels, dtype):
-    """Any order of threads and blocks, any number of blocks, either form."""
+    """Any order of threads and blocks, on a device that starts kernels early and on one that does not."""
     case = case_of(18, 72, (5, 5), "gradcam").to(dtype)
     results = []
     for seed in range(10):
-        with kernels.running(FORMS[seed % 2], blocks=1 + seed % 4, seed=seed):
+        with kernels.running(seed=seed, dependent=seed % 2 == 0):
             results.append(evaluate(case, "cuda"))
     for loss, grads in results[1:]:
         assert_same_bits(loss, results[0][0])
@@ -240,40 +236,42 @@ def test_every_schedule_gives_the_same_bits(kernels, dtype):
             assert_same_bits(grads[name], results[0][1][name], name)
 
 
-# Kernels of the sequence: heatmaps, rows, similarities, loss; and back. The mse objective has no similarities.
-STEPS = {"released": (4, 3), "paper": (4, 3), "mse": (3, 2)}
-
-
-@pytest.mark.parametrize("objective", STEPS)
-def test_one_kernel_each_way_where_the_device_can(kernels, objective):
-    """The launcher chooses: one cooperative kernel, or the sequence on a device that refuses it; the bits are equal."""
-    case, results = case_of(9, 300, (4, 4), "pooled", objective=objective), []
-
-    def launches(form="automatic", **device):
-        leaves = [v.detach().requires_grad_() for v in case.views]
-        with kernels.running(form, **device):
-            before = kernels.emulator.launches()
-            loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
-            between = kernels.emulator.launches()
-            results.append([loss, *torch.autograd.grad(loss, leaves)])
-            return between - before, kernels.emulator.launches() - between
-
-    assert launches() == launches("cooperative") == (1, 1)
-    assert launches("sequence") == STEPS[objective]
-    assert launches(cooperative=False) == STEPS[objective]
-    assert launches(blocks=5) == STEPS[objective]  # of which the device holds four at once
-    for result in results[1:]:
-        for got, wanted in zip(result, results[0], strict=True):
-            assert_same_bits(got, wanted)
-
-
+# Kernels each way: heatmaps, rows and keys, loss; then back. Of the released objective one kernel takes both small
+# stages back, of maps that it holds. The mean of the gradients is a kernel of its own, and so are views of two formats.
 @pytest.mark.parametrize(
-    ("device", "message"),
-    [({"cooperative": False}, "takes no cooperative launches"), ({"blocks": 5}, "does not hold so many blocks")],
+    ("launches", "objective", "settings"),
+    [
+        ((3, 2), "released", {}),
+        ((3, 2), "released", {"side": (16, 16), "batch": 3}),
+        ((3, 3), "released", {"side": (17, 17), "batch": 3}),
+        ((3, 3), "paper", {}),
+        ((3, 2), "mse", {}),
+        ((4, 2), "released", {"weighting": "gradcam"}),
+        ((4, 3), "released", {"layouts": LAYOUTS}),
+    ],
 )
-def test_a_cooperative_kernel_that_is_asked_for_is_not_replaced(kernels, device, message):
-    with kernels.running("cooperative", **device), pytest.raises(RuntimeError, match=message):
-        evaluate(case_of(9, 300, (4, 4)), "cuda")
+def test_kernels_each_way(kernels, launches, objective, settings):
+    shape = {"batch": 9, "channels": 300, "side": (4, 4), "weighting": "pooled", **settings}
+    layouts = shape.pop("layouts", None)
+    case = case_of(**shape, objective=objective)
+    if layouts:
+        case = case._replace(views=tuple(lay_out(v, layouts[i // 2]) for i, v in enumerate(case.views)))
+    leaves = [v.detach().requires_grad_() for v in case.views]
+    with kernels.running():
+        before = kernels.emulator.launches()
+        loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
+        between = kernels.emulator.launches()
+        loss.backward()
+        assert (between - before, kernels.emulator.launches() - between) == launches
+
+
+def test_huge_heatmaps_do_not_overflow(kernels):
+    """The sum of an upsampled map of float32 may exceed its range; shares of it do not."""
+    case = case_of(3, 8, (3, 4), "pooled").to(torch.float32)
+    large = case._replace(views=tuple(v * 2.0**60 for v in case.views))
+    with kernels.running():
+        loss, _ = evaluate(large, "cuda")
+    assert_close(loss.double(), evaluate(large.to(torch.float64), "torch")[0], 1e-6)
 
 
 def test_mean_square_is_never_negative(kernels):

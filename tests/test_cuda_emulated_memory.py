@@ -10,7 +10,7 @@ import pytest
 import simt
 import torch
 from cases import evaluate
-from cuda_cases import FORMS, LAYOUTS, WEIGHTINGS, case_of
+from cuda_cases import LAYOUTS, WEIGHTINGS, case_of
 
 from cgc_kernels import cgc_loss
 
@@ -24,17 +24,16 @@ def watched():
     return Emulation("instrumented")
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout, form):
+def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout):
     index = WEIGHTINGS.index(weighting)
     for transform, dtype in (("crop", torch.float32), ("warp", torch.bfloat16), ("crop", torch.float64)):
         objective = ("released", "paper", "mse")[(index + (dtype == torch.float64)) % 3]
         case = case_of(3, 12, (4, 4), weighting, layout, transform=transform, objective=objective, size=(5, 7)).to(
             dtype
         )
-        with watched.running(form, blocks=2, seed=1 + index, yield_p=0.05):
+        with watched.running(seed=1 + index, yield_p=0.05):
             evaluate(case, "cuda")
             watched.emulator.assert_clean()
 
@@ -43,7 +42,7 @@ def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout, form):
 def test_shared_memory_holds_the_tables_of_large_views(watched, side):
     """A chunk of pixels fills the table: whatever else is in shared memory must have been counted."""
     case = case_of(2, 8, side, "pooled", size=(120, 130)).to(torch.float32)
-    with watched.running("sequence", blocks=2):
+    with watched.running():
         evaluate(case, "cuda")
         watched.emulator.assert_clean()
 
@@ -52,7 +51,7 @@ def test_shared_memory_holds_the_tables_of_large_views(watched, side):
 def test_columns_that_do_not_divide_a_block(watched, weighting):
     """24 vectors of channels: 10 threads share each, and the 16 that are left over must do nothing."""
     case = case_of(1, 96, (7, 7), weighting, "channels_last", size=(9, 9)).to(torch.float32)
-    with watched.running("sequence", blocks=2):
+    with watched.running():
         evaluate(case, "cuda")
         watched.emulator.assert_clean()
 
@@ -61,7 +60,7 @@ def traffic(watched, case):
     """Bytes that move, and the traffic of the features, of the forward and of the backward."""
     emulator, found = watched.emulator, []
     leaves = [v.detach().requires_grad_() for v in case.views]
-    with watched.running("cooperative", blocks=4):
+    with watched.running():
         loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend="cuda", **case.settings)
         emulator.assert_clean()
         found.append(moved(emulator))
@@ -75,7 +74,7 @@ def traffic(watched, case):
 
 NAMES = (
     "features", "gradients", "heatmaps", "weights", "rows", "keys", "positives", "state", "row_losses", "loss",
-    "transform", "workspace", "grad", "grad_loss", "upstream",
+    "transform0", "transform1", "transform2", "transform3", "transform4", "workspace", "grad", "grad_loss",
 )  # fmt: skip
 
 
@@ -94,8 +93,8 @@ def moved(emulator):
     return total, large
 
 
-# Of the floor. What is no feature tensor is in float32 and double whatever the features are.
-ALLOWED = {torch.float32: 1.05, torch.bfloat16: 1.10}
+# All that moves, of the floor. What is no feature tensor is in float32 and double whatever the features are.
+ALLOWED = {torch.float32: 1.05, torch.bfloat16: 1.08}
 
 
 @pytest.mark.parametrize("dtype", ALLOWED)
@@ -107,9 +106,15 @@ def test_bytes_and_sectors(watched, weighting, layout, side, dtype):
     batch, channels = 8, 256
     case = case_of(batch, channels, side, weighting, layout, size=(28, 28)).to(dtype)
     tensor = batch * channels * math.prod(side) * dtype.itemsize
-    floors = {"pooled": (2, 4), "gradcam": (4, 4), "elementwise": (4, 8)}[weighting]
+    pooled = batch * channels * dtype.itemsize  # of the features' type here; means of gradients are in float32
+    floors = {
+        "pooled": (2 * tensor + 2 * pooled, 4 * tensor + 4 * pooled),
+        "gradcam": (4 * tensor, 4 * tensor + 2 * batch * channels * 4),
+        "elementwise": (4 * tensor, 8 * tensor),
+    }[weighting]
     for (total, large), floor, what in zip(traffic(watched, case), floors, ("forward", "backward"), strict=True):
-        assert total <= ALLOWED[dtype] * floor * tensor, (what, total / (floor * tensor))
+        assert total <= ALLOWED[dtype] * floor, (what, total / floor)
+        assert sum(one.distinct for one in large) <= 1.02 * floor, (what, sum(one.distinct for one in large) / floor)
         used = sum(one.distinct for one in large) / (32 * sum(one.sectors for one in large))
         assert used >= 0.93, (what, used)
         maps = [one for one in large if one.requested > tensor // 2]
@@ -126,13 +131,12 @@ from cuda_emulation import Emulation
 kernels = Emulation("asan")
 for layout in ("contiguous", "channels_last"):
     for dtype, weighting in ((torch.float32, "elementwise"), (torch.bfloat16, "gradcam"), (torch.float64, "gradcam")):
-        for form in ("cooperative", "sequence"):
-            for channels in (9, 16):
-                case = simple_case(batch=3, channels=channels, side=(3, 5), weighting=weighting).to(dtype)
-                case = case._replace(views=tuple(lay_out(v, layout) for v in case.views))
-                with kernels.running(form, blocks=2):
-                    loss, _ = evaluate(case, "cuda")
-                assert loss.isfinite()
+        for channels in (9, 16):
+            case = simple_case(batch=3, channels=channels, side=(3, 5), weighting=weighting).to(dtype)
+            case = case._replace(views=tuple(lay_out(v, layout) for v in case.views))
+            with kernels.running():
+                loss, _ = evaluate(case, "cuda")
+            assert loss.isfinite()
 print("clean")
 """
 

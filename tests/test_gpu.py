@@ -1,5 +1,7 @@
 """What must hold on a CUDA device; skipped where there is none."""
 
+import fcntl
+
 import pytest
 import test_ops
 import torch
@@ -27,18 +29,19 @@ BACKENDS = [*FUSED, served("torch")]
 BATCH, CHANNELS, HEIGHT, WIDTH, SIZE = 5, 12, 7, 9, (40, 33)
 
 
-def inputs(dtype: torch.dtype, memory_format: torch.memory_format) -> list[torch.Tensor]:
+def inputs(dtype: torch.dtype, memory_format: torch.memory_format, batch: int = BATCH) -> list[torch.Tensor]:
     """Features and gradients of both views, on the CPU."""
     generator = torch.Generator().manual_seed(0)
-    draw = [torch.randn(BATCH, CHANNELS, HEIGHT, WIDTH, generator=generator) + 0.2 for _ in range(4)]
+    draw = [torch.randn(batch, CHANNELS, HEIGHT, WIDTH, generator=generator) + 0.2 for _ in range(4)]
     return [t.to(dtype).contiguous(memory_format=memory_format) for t in draw]
 
 
-def crops() -> CropFlip:
-    """Crops of every kind: whole, one pixel, thin, at the border; flipped or not."""
+def crops(batch: int = BATCH) -> CropFlip:
+    """Crops of every kind, in turn: whole, one pixel, thin, at the border; flipped or not."""
     top, left = torch.tensor([0, 3, 39, 0, 10]), torch.tensor([0, 32, 0, 1, 5])
     height, width = torch.tensor([40, 1, 1, 40, 20]), torch.tensor([33, 1, 33, 1, 17])
-    return CropFlip(top, left, height, width, torch.tensor([False, True, False, True, True]))
+    fields = (top, left, height, width, torch.tensor([False, True, False, True, True]))
+    return CropFlip(*(field.repeat(-(-batch // BATCH))[:batch] for field in fields))
 
 
 def on(device: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -56,7 +59,7 @@ def loss_and_gradients(tensors: list[torch.Tensor], transform, **options) -> lis
 @pytest.mark.parametrize("objective", ["released", "paper", "mse"])
 @pytest.mark.parametrize("weighting", ["gradcam", "elementwise"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("warped", [False, True], ids=["crop", "homography"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gpu_gives_what_the_cpu_gives(backend, objective, weighting, memory_format, warped):
     tensors = inputs(torch.float64, memory_format)
@@ -104,11 +107,13 @@ def test_the_sanitizer_sees_every_kernel(backend, memory_format, dtype, objectiv
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_side_stream_is_respected(backend):
     tensors = on("cuda", inputs(torch.float32, torch.contiguous_format))
-    expected = loss_and_gradients(tensors, crops().to("cuda"), backend=backend)
+    transform = crops().to("cuda")
+    expected = loss_and_gradients(tensors, transform, backend=backend)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    torch.cuda._sleep(200_000_000)  # what is launched on the default stream comes too late
     with torch.cuda.stream(stream):
-        actual = loss_and_gradients(tensors, crops().to("cuda"), backend=backend)
+        actual = loss_and_gradients(tensors, transform, backend=backend)
     for got, wanted in zip(actual, expected, strict=True):
         assert_close(got, wanted, tol=0.0, floor=1.0)
 
@@ -130,16 +135,21 @@ def test_reruns_are_equal_to_the_last_bit(backend):
             assert_same_bits(got, wanted)
 
 
-TRANSFORMS = {"crop": crops(), "homography": crops().matrix(SIZE), "affine": crops().matrix(SIZE)[:, :2]}
+TRANSFORMS = {
+    "crop": crops,
+    "homography": lambda batch: crops(batch).matrix(SIZE),
+    "affine": lambda batch: crops(batch).matrix(SIZE)[:, :2],
+}
 
 
+@pytest.mark.parametrize("batch", [BATCH, 130])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("weighting", ["gradcam", "elementwise"])
 @pytest.mark.parametrize("backend", FUSED)
-def test_a_graph_is_captured_and_replayed(backend, weighting, transform):
-    """Nothing waits for the device, and a replay reads what its inputs hold then."""
-    tensors = on("cuda", inputs(torch.float32, torch.contiguous_format))
-    transform = TRANSFORMS[transform].to("cuda")
+def test_a_graph_is_captured_and_replayed(backend, weighting, transform, batch):
+    """Nothing waits for the device; every replay reads what its inputs hold then, and leaves nothing for the next."""
+    tensors = on("cuda", inputs(torch.float32, torch.contiguous_format, batch))
+    transform = TRANSFORMS[transform](batch).to("cuda")
 
     def run():
         loss = cgc_loss(
@@ -156,13 +166,14 @@ def test_a_graph_is_captured_and_replayed(backend, weighting, transform):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = run()
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(tensor.flip(0))
-    expected = run()
-    graph.replay()
-    for got, wanted in zip(captured, expected, strict=True):
-        assert_same_bits(got, wanted)
+    for shift in (1, 2):
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.copy_(tensor.roll(shift, 0))
+        expected = run()
+        graph.replay()
+        for got, wanted in zip(captured, expected, strict=True):
+            assert_same_bits(got, wanted)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -209,6 +220,16 @@ def test_a_device_that_is_not_the_current_one(backend):
         assert_close(got, wanted, tol=1e-6, floor=1.0)
 
 
+@pytest.fixture
+def room(tmp_path_factory):
+    """Workers of one run take turns: side by side, tests that need much memory would not find it."""
+    with open(tmp_path_factory.getbasetemp().parent / "room_on_the_device", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", FUSED)
 def test_more_than_two_to_the_31_elements(backend, memory_format):

@@ -1,6 +1,7 @@
 """The operators of the library: torch's own checks of schema, fake kernel, autograd and AOT dispatch."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -34,9 +35,9 @@ def differentiable(*tensors):
     return [t.detach().requires_grad_() for t in tensors]
 
 
-def packed(case):
+def tensors_of(case):
     transform = with_inverse(case.transform)
-    return transform if isinstance(transform, torch.Tensor) else torch.stack([f.long() for f in transform], dim=1)
+    return [transform] if isinstance(transform, torch.Tensor) else list(transform)
 
 
 # ---- A stage's operators, forward and backward, of any namespace and device: op(name) gives them
@@ -59,7 +60,7 @@ def check_resample(op, given, device="cpu"):
     opcheck(op("resample"), (*differentiable(*maps), transform, *settings))
     *outputs, state = op("resample")(*maps, transform, *settings)
     upstream = [torch.rand_like(t) for t in outputs]
-    opcheck(op("resample_backward"), (*upstream, *maps, transform, state, *settings))
+    opcheck(op("resample_backward"), (*upstream, *maps, *outputs, transform, state, *settings))
 
 
 def check_contrast(op, given, device="cpu"):
@@ -72,10 +73,29 @@ def check_contrast(op, given, device="cpu"):
 def check_cgc(op, given, device="cpu", needs=15):
     tensors, transform, settings = on(device, cgc_arguments(*given))
     opcheck(op("cgc"), (*differentiable(*tensors), transform, *settings))
-    loss, heatmaps, weights, *saved = op("cgc")(*tensors, transform, *settings)
+    loss, saved = op("cgc")(*tensors, transform, *settings)
     if given[0] == "gradcam":
-        tensors[1], tensors[3] = weights.unbind(0)
-    opcheck(op("cgc_backward"), (torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs))
+        tensors[1], tensors[3] = parts_of(saved, tensors[0], True, settings[4])["weights"]
+    opcheck(op("cgc_backward"), (torch.ones_like(loss), *tensors, transform, saved, *settings, needs))
+
+
+def parts_of(saved, features, pooled, objective):
+    """Views of the parts of what operator cgc saves."""
+    batch, channels, height, width = features.shape
+    length = 0 if objective == 2 else height * width
+    acc = torch.float64 if features.dtype == torch.float64 else torch.float32
+    kinds = {
+        "positives": (torch.float64, (batch,)),
+        "row_losses": (torch.float64, (batch,)),
+        "weights": (acc, (2, batch, channels if pooled else 0)),
+        "heatmaps": (acc, (2, batch, height * width)),
+        "rows": (acc, (batch, length)),
+        "keys": (acc, (batch, length)),
+        "state": (torch.float64 if objective == 2 else acc, (batch, 3, height * width)),
+    }
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
+    parts = saved.split(sizes)  # an error if these are not all of it
+    return {name: part.view(kind[0]).view(kind[1]) for part, (name, kind) in zip(parts, kinds.items(), strict=True)}
 
 
 def cam_arguments(weighting, layout, dtypes):
@@ -118,7 +138,7 @@ RESAMPLES = [
 def resample_arguments(transform, objective, dtype):
     case = simple_case(transform=transform)
     maps = torch.rand(2, 3, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return list(maps), (packed(case), *SIZE, 1e-8, objective)
+    return list(maps), (tensors_of(case), *SIZE, 1e-8, objective)
 
 
 @needs_library
@@ -151,7 +171,7 @@ CGCS = [
 def cgc_arguments(weighting, transform, objective, layout, dtypes):
     case = simple_case(pooled=weighting == "pooled", transform=transform).to(*dtypes)
     settings = (*SIZE, 0.5, weighting == "elementwise", objective, 0.7, 1e-8)
-    return [lay_out(v, layout) for v in case.views], packed(case), settings
+    return [lay_out(v, layout) for v in case.views], tensors_of(case), settings
 
 
 @needs_library
@@ -164,9 +184,9 @@ def test_cgc(given, needs):
 @needs_library
 def test_what_the_backward_saves_has_no_gradient():
     tensors, transform, settings = cgc_arguments(*CGCS[0])
-    loss, *saved = op("cgc")(*differentiable(*tensors), transform, *settings)
+    loss, saved = op("cgc")(*differentiable(*tensors), transform, *settings)
     assert loss.requires_grad
-    assert not any(t.requires_grad for t in saved)
+    assert not saved.requires_grad
     maps, rest = resample_arguments("crop", 0, torch.float64)
     *outputs, state = op("resample")(*differentiable(*maps), *rest)
     assert all(t.requires_grad for t in outputs)
@@ -176,24 +196,49 @@ def test_what_the_backward_saves_has_no_gradient():
 @needs_library
 def test_unwanted_gradients_are_empty():
     tensors, transform, settings = cgc_arguments(*CGCS[2])
-    loss, heatmaps, _, *saved = op("cgc")(*tensors, transform, *settings)
+    loss, saved = op("cgc")(*tensors, transform, *settings)
     for needs in range(16):
-        grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *settings, needs)
+        grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, saved, *settings, needs)
         assert [g.numel() > 0 for g in grads] == [bool(needs >> i & 1) for i in range(4)]
+
+
+def check_what_is_saved(op, given):
+    """Every byte of `saved` is written: its parts are numbers, those of the stages, whatever was there before."""
+    tensors, transform, settings = cgc_arguments(*given)
+    objective, pooled = settings[4], given[0] == "gradcam"
+    with poison():
+        saved = op("cgc")(*tensors, transform, *settings)[1]
+    parts = parts_of(saved, tensors[0], pooled, objective)
+    assert all(part.isfinite().all() for part in parts.values()), given
+    assert torch.equal(saved, op("cgc")(*tensors, transform, *settings)[1])
+    heatmaps, weights = zip(*(op("cam")(*tensors[i : i + 2], settings[3]) for i in (0, 2)), strict=True)
+    assert_same_bits(parts["heatmaps"], torch.stack(heatmaps).flatten(2))
+    if pooled:
+        assert_same_bits(parts["weights"], torch.stack(weights))
+    rows, keys, positives, state = op("resample")(*heatmaps, transform, *settings[:2], settings[6], objective)
+    stage = {"rows": rows, "keys": keys, "positives": positives, "state": state.flatten(2)}
+    for name, expected in stage.items():
+        assert_same_bits(parts[name], expected, name)
+    zeros = torch.zeros_like(positives)
+    losses = zeros if objective == 2 else op("contrast")(rows, keys, positives, settings[2])[1]
+    assert_same_bits(parts["row_losses"], losses, "row_losses")
+
+
+@needs_library
+@pytest.mark.parametrize("given", CGCS)
+def test_what_is_saved(given):
+    check_what_is_saved(op, given)
 
 
 @needs_library
 def test_every_output_is_written():
     """Of each operator, those included that only its backward reads."""
     for given in CGCS:
-        tensors, transform, settings = cgc_arguments(*given)
+        tensors, _, settings = cgc_arguments(*given)
         maps, rest = resample_arguments(given[1], given[2], torch.float32)
         with poison():
-            outputs = [*op("cgc")(*tensors, transform, *settings), *op("resample")(*maps, *rest)]
-            outputs += [
-                *op("contrast")(*contrast_arguments(7, torch.float32), 0.5),
-                *op("cam")(*tensors[:2], settings[3]),
-            ]
+            outputs = [*op("resample")(*maps, *rest), *op("contrast")(*contrast_arguments(7, torch.float32), 0.5)]
+            outputs += op("cam")(*tensors[:2], settings[3])
         assert all(t.isfinite().all() for t in outputs), given
 
 
@@ -211,51 +256,90 @@ def test_every_operator_of_the_namespace_is_checked_here():
 class TestGuards:
     """Operators called directly refuse what would read out of bounds."""
 
-    def refused(self, name, *arguments):
-        with pytest.raises(RuntimeError, match="must"):
+    def refused(self, name, *arguments, match=""):
+        with pytest.raises(RuntimeError, match=rf", {match}.* must .*, got "):
             op(name)(*arguments)
 
     def test_cam(self):
         x = torch.rand(2, 3, 4, 5)
-        self.refused("cam", x[0], x, True)
-        self.refused("cam", x, x[:, :2], True)
-        self.refused("cam", x, x.double(), True)
-        self.refused("cam", x.double(), x, True)
-        self.refused("cam", x[..., ::2], x[..., ::2], True)
-        self.refused("cam", x, x.contiguous(memory_format=torch.channels_last), True)
-        self.refused("cam", x.int(), x.int(), True)
-        self.refused("cam", x, torch.rand(2, 4), False)
+        self.refused("cam", x[0], x, True, match="features")
+        self.refused("cam", x, x[:, :2], True, match="gradients")
+        self.refused("cam", x, x.double(), True, match="gradients")
+        self.refused("cam", x.double(), x, True, match="gradients")
+        self.refused("cam", x[..., ::2], x[..., ::2], True, match="features")
+        self.refused("cam", x, x.contiguous(memory_format=torch.channels_last), True, match="gradients")
+        self.refused("cam", x.int(), x.int(), True, match="features")
+        self.refused("cam", x, torch.rand(2, 4), False, match="gradients")
 
     def test_cam_backward(self):
         x, maps = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5)
-        self.refused("cam_backward", maps[:1], maps, x, x, True, True)
-        self.refused("cam_backward", maps, maps.double(), x, x, True, True)
-        self.refused("cam_backward", maps.mT.contiguous().mT, maps, x, x, True, True)
+        self.refused("cam_backward", maps[:1], maps, x, x, True, True, match="grad_heatmaps")
+        self.refused("cam_backward", maps, maps.double(), x, x, True, True, match="heatmaps")
+        self.refused("cam_backward", maps.mT.contiguous().mT, maps, x, x, True, True, match="grad_heatmaps")
 
     def test_resample(self):
-        maps, crops = torch.rand(2, 4, 5), torch.tensor([[0, 0, 8, 8, 0]] * 2)
-        self.refused("resample", maps, maps[:, :3], crops, 8, 8, 1e-8, 0)
-        self.refused("resample", maps, maps.double(), crops, 8, 8, 1e-8, 0)
-        self.refused("resample", maps, maps, crops[:1], 8, 8, 1e-8, 0)
-        self.refused("resample", maps, maps, crops.int(), 8, 8, 1e-8, 0)
-        self.refused("resample", maps, maps, torch.eye(3).expand(2, 3, 3), 8, 8, 1e-8, 0)
-        self.refused("resample", maps, maps, crops, 0, 8, 1e-8, 0)
-        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, 3)
-        self.refused("resample", maps.half(), maps.half(), crops, 8, 8, 1e-8, 0)
+        maps, crops = torch.rand(2, 4, 5), self.crops()
+        rest = (8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps[:, :3], crops, *rest, match="aug_heatmaps")
+        self.refused("resample", maps, maps.double(), crops, *rest, match="aug_heatmaps")
+        self.refused("resample", maps, maps, [c[:1] for c in crops], *rest, match=r"transform\[0\]")
+        self.refused("resample", maps, maps, [*crops[:4], crops[4].float()], *rest, match=r"transform\[4\]")
+        self.refused("resample", maps, maps, crops[:4], *rest, match="transform")
+        self.refused("resample", maps, maps, [], *rest, match="transform")
+        self.refused("resample", maps, maps, [torch.eye(3).expand(2, 3, 3)], *rest, match="transform")
+        self.refused("resample", maps, maps, crops, 0, 8, 1e-8, 0, match="height and width")
+        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, 3, match="objective")
+        self.refused("resample", maps.half(), maps.half(), crops, *rest, match="heatmaps")
+
+    def test_resample_backward(self):
+        maps, crops = torch.rand(2, 4, 5), self.crops()
+        rest = (8, 8, 1e-8, 0)
+        rows, keys, positives, state = op("resample")(maps, maps, crops, *rest)
+        right = {"grad_rows": rows, "grad_keys": keys, "grad_positives": positives, "heatmaps": maps}
+        right |= {"aug_heatmaps": maps, "rows": rows, "keys": keys, "positives": positives}
+        right |= {"transform": crops, "state": state}
+        op("resample_backward")(*right.values(), *rest)
+        for name, given in right.items():
+            wrong = [f[:1] for f in crops] if name == "transform" else given[:1]
+            self.refused("resample_backward", *{**right, name: wrong}.values(), *rest)
+            if name not in ("transform", "heatmaps"):
+                halves = {**right, name: given.half()}
+                self.refused("resample_backward", *halves.values(), *rest, match=name)
 
     def test_contrast(self):
         rows, positives = torch.rand(4, 5), torch.rand(4, dtype=torch.float64)
-        self.refused("contrast", rows, rows[:3], positives, 0.5)
-        self.refused("contrast", rows, rows, positives.float(), 0.5)
-        self.refused("contrast", rows, rows.T.contiguous().T, positives, 0.5)
+        self.refused("contrast", rows, rows[:3], positives, 0.5, match="keys")
+        self.refused("contrast", rows, rows, positives.float(), 0.5, match="positives")
+        self.refused("contrast", rows, rows.T.contiguous().T, positives, 0.5, match="keys")
+        self.refused("contrast_backward", rows, rows, rows, positives, positives, 0.5, match="grad_loss")
 
     def test_cgc(self):
-        x, crops = torch.rand(2, 3, 4, 5), torch.tensor([[0, 0, 8, 8, 0]] * 2)
+        x, crops = torch.rand(2, 3, 4, 5), self.crops()
         rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
-        self.refused("cgc", x, x, x[:1], x[:1], crops, *rest)
-        self.refused("cgc", x, x, x[:, :, :3], x[:, :, :3], crops, *rest)
-        self.refused("cgc", x, x, x.double(), x.double(), crops, *rest)
-        self.refused("cgc", x, x, x, x, crops[:1], *rest)
+        self.refused("cgc", x, x, x[:1], x[:1], crops, *rest, match="aug_features")
+        self.refused("cgc", x, x, x[:, :, :3], x[:, :, :3], crops, *rest, match="aug_features")
+        lower = x[:, :, :3].contiguous()
+        self.refused("cgc", x, x, lower, lower, crops, *rest, match="aug_features")
+        self.refused("cgc", x, x, x, lower, crops, *rest, match="aug_gradients")
+        self.refused("cgc", x, x, x.double(), x.double(), crops, *rest, match="aug_features")
+        self.refused("cgc", x, x, x, x, [c[:1] for c in crops], *rest, match="transform")
+
+    def test_cgc_backward(self):
+        x, crops = torch.rand(2, 3, 4, 5), self.crops()
+        rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
+        loss, saved = op("cgc")(x, x, x, x, crops, *rest)
+        for wrong in (saved[:-1], saved[::2], saved.float(), saved.view(-1, 2)):
+            self.refused("cgc_backward", loss, x, x, x, x, crops, wrong, *rest, 15, match="saved")
+        self.refused("cgc_backward", loss.half(), x, x, x, x, crops, saved, *rest, 15, match="grad_loss")
+
+    def test_what_was_got_is_told(self):
+        x = torch.rand(2, 3, 4, 5)
+        told = r"got float64 \[2, 3, 4, 5\] with strides \[60, 20, 5, 1\] on the CPU"
+        with pytest.raises(RuntimeError, match=told):
+            op("cam")(x, x.double(), True)
+
+    def crops(self):
+        return [torch.tensor([value, value]) for value in (0, 0, 8, 8)] + [torch.tensor([False, True])]
 
 
 # ---- Without the binary
@@ -268,7 +352,7 @@ from torch._subclasses import FakeTensorMode
 found = {"file": cgc_kernels.__file__, "info": cgc_kernels.info()}
 with FakeTensorMode():
     x = torch.empty(4, 3, 5, 6)
-    crops = torch.empty(4, 5, dtype=torch.int64)
+    crops = [torch.empty(4, dtype=torch.int64)] * 5
     outputs = torch.ops.cgc_kernels.cgc(x, x, x, x, crops, 8, 8, 0.5, False, 0, 0.0, 1e-8)
     found["shapes"] = [list(t.shape) for t in outputs]
     found["cam"] = [list(t.shape) for t in torch.ops.cgc_kernels.cam(x, x, True)]
@@ -308,7 +392,7 @@ def pure(tmp_path_factory):
 
 
 def test_schema_and_fake_exist_without_the_binary(pure):
-    assert pure["shapes"] == [[], [2, 4, 5, 6], [2, 4, 3], [4, 30], [4, 30], [4], [4], [4, 3, 5, 6]]
+    assert pure["shapes"] == [[], [2 * 8 * 4 + 4 * (2 * 4 * 3 + (2 + 1 + 1 + 3) * 4 * 30)]]
     assert pure["cam"] == [[4, 5, 6], [0]]
     assert pure["operator"][0] == "NotImplementedError"
 
@@ -351,7 +435,7 @@ def test_a_fake_kernel_allocates_what_the_real_one_does():
     """Strides too: compiled code trusts them."""
     tensors, transform, settings = cgc_arguments(*CGCS[2])
     real = op("cgc")(*tensors, transform, *settings)
-    fakes = torch.ops.cgc_kernels.cgc(*(t.to("meta") for t in tensors), transform.to("meta"), *settings)
+    fakes = torch.ops.cgc_kernels.cgc(*on("meta", (*tensors, transform)), *settings)
     for one, fake in zip(real, fakes, strict=True):
         assert (one.shape, one.dtype, one.stride()) == (fake.shape, fake.dtype, fake.stride())
     again = op("cgc")(*tensors, transform, *settings)

@@ -404,7 +404,7 @@ def test_crop_outside_the_view_reads_inside_it(backend):
     crops = torch.tensor(
         [[-5, -7, 3, 4, 0], [100, 90, 5, 6, 1], [2, 2, 0, -3, 0], [0, 0, 2**62, 2**62, 1]], dtype=torch.int64
     )
-    outputs = torch.ops.cgc_kernels.resample(*maps, crops, 9, 8, 1e-8, 0)
+    outputs = torch.ops.cgc_kernels.resample(*maps, list(crops.unbind(1)), 9, 8, 1e-8, 0)
     for output in outputs:
         assert output.isfinite().all()
         assert output.abs().max() < 1e4

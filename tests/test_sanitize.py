@@ -1,8 +1,9 @@
 """`make gpu` fails when compute-sanitizer finds something, and when it checks nothing."""
 
+import re
 import subprocess
 import sys
-from pathlib import Path
+from itertools import pairwise, product
 
 import pytest
 import sanitize
@@ -43,13 +44,32 @@ def test_all_tools_run_and_one_that_is_silent_fails(tmp_path, silent, status):
         assert f"{name}: {expected}" in done.stdout
 
 
-def test_a_missing_sanitizer_fails(tmp_path):
-    done = subprocess.run(
-        [sys.executable, sanitize.__file__], env={"PATH": str(tmp_path)}, text=True, capture_output=True
-    )
-    assert done.returncode == 1
-    assert "compute-sanitizer is not on the path" in done.stderr
+def test_tools_side_by_side_have_ports_of_their_own():
+    lines = [sanitize.command("compute-sanitizer", tool, []) for tool in sanitize.TOOLS]
+    ports = sorted(int(line[line.index("--port") + 1]) for line in lines)
+    assert min(b - a for a, b in pairwise(ports)) >= 10
 
 
-def test_some_tests_are_meant_for_it():
-    assert "pytest.mark.sanitizer" in (Path(__file__).parent / "test_gpu.py").read_text()
+def test_a_missing_sanitizer_fails(monkeypatch, capsys):
+    monkeypatch.setattr(sanitize, "sanitizer", lambda: None)
+    assert sanitize.main([]) == 1
+    assert "compute-sanitizer is not on the path" in capsys.readouterr().err
+
+
+def test_the_toolkits_sanitizer_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    tool = tmp_path / "cuda" / "bin" / "compute-sanitizer"
+    tool.parent.mkdir(parents=True)
+    tool.touch(0o755)
+    assert sanitize.sanitizer() == str(tool)
+
+
+def test_the_subset_is_chosen_by_readable_names():
+    """Both backends and memory formats, two dtypes, two objectives."""
+    command = sanitize.command("", "memcheck", sanitize.SUBSET)
+    pytest_alone = command[command.index("-m") - 1 :]
+    done = subprocess.run([*pytest_alone, "--collect-only"], cwd=sanitize.ROOT, text=True, capture_output=True)
+    names = set(re.findall(r"^tests/test_gpu.py::\w+\[(.*)\]$", done.stdout, re.MULTILINE))
+    formats, dtypes, objectives = ("contiguous_format", "channels_last"), ("float32", "bfloat16"), ("released", "mse")
+    assert names == set(map("-".join, product(("cuda", "triton"), formats, dtypes, objectives))), done.stdout

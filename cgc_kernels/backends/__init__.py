@@ -1,23 +1,45 @@
-"""The one place that chooses a backend.
+"""The backends, and the one place that chooses among them."""
 
-A backend is a package with the stages cam, resample and contrast, the chains heatmap_loss and cgc, and `entry_points`,
-the three of them that the public functions call.
-"""
-
-from types import ModuleType
+import contextlib
+import functools
+from collections.abc import Iterator
 
 from torch import device as Device
+from torch.compiler import is_compiling
 
 from .. import ops
-from . import cpp, cuda, reference, torch, triton
+from .backend import Backend
+from .cpp import BACKEND as _CPP
+from .cuda import BACKEND as _CUDA
+from .reference import BACKEND as _REFERENCE
+from .torch import BACKEND as _TORCH
+from .triton import BACKEND as _TRITON
 
-BACKENDS = ("auto", "cuda", "triton", "cpp", "torch", "reference")
-
-# Cells of a heatmap each way that the GPU kernels take: csrc/cuda/platform.cuh, triton/kernels/launch.py.
-LARGEST_SIDE = 32
-
-_MODULES = {"cuda": cuda, "triton": triton, "cpp": cpp, "torch": torch, "reference": reference}
+_REGISTRY = {backend.name: backend for backend in (_CUDA, _TRITON, _CPP, _TORCH, _REFERENCE)}
 _AUTO_ORDER = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
+
+BACKENDS = ("auto", *_REGISTRY)
+
+
+def named(name: str) -> Backend:
+    """The backend of that name, whether it can serve or not."""
+    return _REGISTRY[name]
+
+
+@contextlib.contextmanager
+def serving(*backends: Backend) -> Iterator[None]:
+    """Within it, each of `backends` is the one of its name: for tests, and for kernels that are tried out."""
+    before = dict(_REGISTRY)
+    _register({backend.name: backend for backend in backends})
+    try:
+        yield
+    finally:
+        _register(before)
+
+
+def _register(backends: dict[str, Backend]) -> None:
+    _REGISTRY.update(backends)
+    _known_choice.cache_clear()
 
 
 def unavailable(name: str, index: int | None = None) -> str | None:
@@ -25,49 +47,35 @@ def unavailable(name: str, index: int | None = None) -> str | None:
 
     index: of the CUDA device that it is to serve, None for the current one.
     """
-    if name == "cuda":
-        return ops.unavailable(name) or cuda.unfit(index)
-    if name == "cpp":
-        return ops.unavailable(name)
-    return triton.unavailable() if name == "triton" else None
+    return _REGISTRY[name].missing(index)
 
 
-def choose(name: str, device: Device, side: int = 1) -> ModuleType:
-    """The module that serves backend `name` for tensors on `device`, with heatmaps of at most `side` cells each way.
+def choose(name: str, device: Device, side: int = 1) -> Backend:
+    """The backend `name` for tensors on `device`, with heatmaps of at most `side` cells each way.
 
     "auto" takes the first available of cpp, torch on the CPU and of cuda, triton, torch on a GPU; "reference" is never
     chosen by itself. An explicit request that cannot be served raises RuntimeError with the reason and the remedy.
     """
+    return _choose(name, device, side) if is_compiling() else _known_choice(name, device, side)
+
+
+def _choose(name: str, device: Device, side: int) -> Backend:
     if name == "auto":
-        name = _automatic(device, side)
-    reason = _obstacle(name, device, side)
+        return _automatic(device, side)
+    backend = _REGISTRY[name]
+    reason = backend.obstacle(device, side)
     if reason is not None:
         raise RuntimeError(f"backend must be one that can serve this call, got {name!r}: {reason}")
-    return _MODULES[name]
+    return backend
 
 
-def _automatic(device: Device, side: int) -> str:
+_known_choice = functools.lru_cache(maxsize=256)(_choose)  # the same at every step
+
+
+def _automatic(device: Device, side: int) -> Backend:
     """The backend that "auto" takes."""
     order = _AUTO_ORDER.get(device.type, ("torch",))
-    return next(candidate for candidate in order if _obstacle(candidate, device, side) is None)
-
-
-def _obstacle(name: str, device: Device, side: int) -> str | None:
-    """Why backend `name` cannot serve such a call, with the remedy; None if it can."""
-    reason = unavailable(name, device.index)
-    if reason is None and device.type not in _device_types(name, device):
-        needed = " or ".join(kind.upper() for kind in _device_types(name, device))
-        reason = f"it needs {needed} tensors, got tensors on {device}; use backend='auto' or move them"
-    if reason is None and name in ("cuda", "triton") and side > LARGEST_SIDE:
-        reason = f"its maps are at most {LARGEST_SIDE} cells each way, got {side}; use backend='torch'"
-    return reason
-
-
-def _device_types(name: str, device: Device) -> tuple[str, ...]:
-    """Types of devices whose tensors a backend takes; the plain ones take any."""
-    if name == "triton":
-        return ("cuda", "cpu") if triton.interpreted() else ("cuda",)
-    return {"cuda": ("cuda",), "cpp": ("cpu",)}.get(name, (device.type,))
+    return next(_REGISTRY[name] for name in order if _REGISTRY[name].obstacle(device, side) is None)
 
 
 def info() -> dict:
@@ -82,12 +90,10 @@ def info() -> dict:
         >>> info()["backends"]["torch"]["available"]
         True
     """
-    names = BACKENDS[1:]
+    reasons = {name: unavailable(name) for name in _REGISTRY}
     return {
         "versions": ops.versions(),
-        "auto": {device: _automatic(Device(device), side=1) for device in _AUTO_ORDER},
-        "backends": {
-            name: {"available": unavailable(name) is None, "reason": unavailable(name) or ""} for name in names
-        },
-        "cpp": ops.processor(),
+        "auto": {device: _automatic(Device(device), side=1).name for device in _AUTO_ORDER},
+        "backends": {name: {"available": reason is None, "reason": reason or ""} for name, reason in reasons.items()},
+        "cpp": ops.processor() if reasons["cpp"] is None else {},
     }

@@ -1,11 +1,13 @@
 """What the two backends written in plain PyTorch share: autograd nodes that carry no arithmetic of the loss."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 
 from ..double_backward import DifferentiableOnce
 from ..options import NEAR_DEAD_SUM
+from .backend import Backend
 
 
 class _Damp(torch.autograd.Function):
@@ -30,22 +32,21 @@ def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> to
     return _Damp.apply(heatmaps, scale.to(heatmaps.dtype))
 
 
-def entry_point(function):
-    """Run `function` outside autocast, and refuse double backward through its tensors.
+def plain_backend(name: str, *stages: Callable) -> Backend:
+    """A backend that serves any device, of stages that PyTorch differentiates; in the order of Backend's."""
+    return Backend(name, *(functools.partial(_guarded, stage) for stage in stages))
+
+
+def _guarded(stage: Callable, *args):
+    """Run a stage outside autocast, and refuse double backward through its tensors.
 
     Not in a compiled graph, where the compiler makes the backward: it refuses a double backward where it kept an input
     of the graph, and otherwise takes the gradient for a constant, as it does for every function that it compiles.
     """
-
-    @functools.wraps(function)
-    def guarded(*args):
-        device_type = args[0].device.type
-        if not torch.compiler.is_compiling():
-            args = [DifferentiableOnce.apply(a) if _needs_grad(a) else a for a in args]
-        with torch.autocast(device_type, enabled=False):
-            return function(*args)
-
-    return guarded
+    if not torch.compiler.is_compiling():
+        args = [DifferentiableOnce.apply(a) if _needs_grad(a) else a for a in args]
+    with torch.autocast(args[0].device.type, enabled=False):
+        return stage(*args)
 
 
 def _needs_grad(value) -> bool:

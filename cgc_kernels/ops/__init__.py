@@ -25,7 +25,11 @@ class Stages(NamedTuple):
 
 def define(namespace: Namespace) -> Stages:
     """Define the operators of every stage in `namespace`."""
-    stages = {module.__name__.rpartition(".")[2]: module.define(namespace) for module in (cam, resample, contrast, cgc)}
+    functions = {"cam": cam.cam, "resample": resample.resample, "contrast": contrast.contrast, "cgc": cgc.cgc}
+    stages = {
+        module.STAGE.name: functools.partial(functions[module.STAGE.name], namespace.define(module.STAGE))
+        for module in (cam, resample, contrast, cgc)
+    }
     return Stages(**stages, heatmap_loss=functools.partial(chain.heatmap_loss, stages["resample"], stages["contrast"]))
 
 

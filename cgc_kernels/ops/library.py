@@ -1,10 +1,14 @@
-"""Operator namespaces, and the compiled kernels where they were built."""
+"""How the stages' operators are defined and called, and the compiled kernels where they were built."""
 
+import functools
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import double_backward
 from .._version import __version__
@@ -18,6 +22,23 @@ _LIBRARIES = {"cpp": "_cpu.so", "cuda": "_cuda.so"}
 
 _FOLDER = Path(__file__).parent.parent
 
+# What torch.library itself calls an operator's kernels in. A second operator, without autograd, would need no private
+# name and save half a microsecond, but modes would record it, and what they record would have lost its gradient.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+class Stage(NamedTuple):
+    """What a stage says of its two operators, once for every namespace and for eager and traced code."""
+
+    name: str
+    schema: str
+    fake: Callable
+    backward_schema: str
+    fake_backward: Callable
+    setup_context: Callable  # (ctx, inputs, output), which saves what the backward needs
+    backward: Callable  # (operator, ctx, saved tensors, *grads) -> the gradients of the first inputs
+    outputs: int = 1  # the first of the outputs, which have a gradient
+
 
 class Namespace:
     """Operators without kernels; these come from a compiled library or from :meth:`implement`."""
@@ -26,13 +47,15 @@ class Namespace:
         self.name = name
         self._library = torch.library.Library(name, "FRAGMENT")
 
-    def define(self, name: str, schema: str, fake, setup_context=None, backward=double_backward.refuse):
-        """Define operator `name`: its schema, its fake kernel and its autograd formula; returns the operator."""
-        self._library.define(f"{name}{schema}")
-        qualified = f"{self.name}::{name}"
-        torch.library.register_fake(qualified, fake)
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
-        return getattr(getattr(torch.ops, self.name), name).default
+    def define(self, stage: Stage) -> Callable:
+        """Define a stage's operators: schemas, fake kernels, autograd.
+
+        Returns the stage as a function of the operator's inputs, differentiable once, that gives its first outputs.
+        """
+        operator = self._declare(stage.name, stage.schema, stage.fake)
+        backward = self._declare(f"{stage.name}_backward", stage.backward_schema, stage.fake_backward)
+        _register_autograd(operator, backward, stage)
+        return _function(operator, _eager(operator, backward, stage), stage)
 
     def define_plain(self, schema: str) -> None:
         """Define an operator that takes no tensor."""
@@ -41,6 +64,103 @@ class Namespace:
     def implement(self, name: str, kernel, device_type: str) -> None:
         """Make a Python function the kernel of operator `name` on one type of device."""
         self._library.impl(name, kernel, device_type.upper())
+
+    def _declare(self, name: str, schema: str, fake):
+        self._library.define(f"{name}{schema}")
+        operator = getattr(getattr(torch.ops, self.name), name).default
+        torch.library.register_fake(operator, fake)
+        torch.library.register_vmap(operator, functools.partial(_one_by_one, operator))
+        return operator
+
+
+def _function(operator, eager: type[torch.autograd.Function], stage: Stage) -> Callable:
+    """The stage: by the operator where torch traces or transforms it, by a plain autograd.Function elsewhere."""
+
+    def run(*inputs):
+        if torch.compiler.is_compiling():
+            return _first(operator(*inputs), stage)
+        if torch._C._are_functorch_transforms_active():
+            _refuse_tangents(inputs)
+            return _first(operator(*inputs), stage)
+        return eager.apply(*inputs)
+
+    return run
+
+
+def _eager(operator, backward, stage: Stage) -> type[torch.autograd.Function]:
+    """A Function around the operators' kernels: the same formulas, at a fraction of torch.library's time."""
+    setup_context, formula = stage.setup_context, stage.backward
+
+    def forward(ctx, *inputs):
+        with _below_autograd():
+            output = operator(*inputs)
+        setup_context(ctx, inputs, output)
+        return _first(output, stage)
+
+    def differentiate(ctx, *grads):
+        saved = ctx.saved_tensors
+        with _below_autograd():
+            gradients = formula(backward, ctx, saved, *grads)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = double_backward.refused(gradients, grads + saved)
+        return *gradients, *(None,) * (len(ctx.needs_input_grad) - len(gradients))
+
+    def jvp(ctx, *tangents):
+        raise RuntimeError(_TANGENT)
+
+    methods = {"forward": forward, "backward": differentiate, "jvp": jvp}
+    # Made with its name, which is what autograd's nodes are called by.
+    return type(
+        stage.name.capitalize(),
+        (torch.autograd.Function,),
+        {name: staticmethod(method) for name, method in methods.items()},
+    )
+
+
+def _register_autograd(operator, backward, stage: Stage) -> None:
+    def setup_context(ctx, inputs, output):
+        stage.setup_context(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[stage.outputs :])
+
+    def formula(ctx, *grads):
+        gradients = stage.backward(backward, ctx, ctx.saved_tensors, *grads[: stage.outputs])
+        others = ctx.needs_input_grad[len(gradients) :]
+        return *gradients, *([None] * len(other) if isinstance(other, list) else None for other in others)
+
+    torch.library.register_autograd(operator, formula, setup_context=setup_context)
+    torch.library.register_autograd(backward, double_backward.refuse)
+
+
+def _one_by_one(operator, info, dims, *inputs):
+    """Rule of torch.vmap: a call for each entry of the mapped dimension."""
+
+    def entry(value, dim, index):
+        if isinstance(value, (list, tuple)):
+            return [entry(*pair, index) for pair in zip(value, dim, strict=True)]
+        return value if dim is None else value.select(dim, index)
+
+    calls = (
+        operator(*(entry(value, dim, index) for value, dim in zip(inputs, dims, strict=True)))
+        for index in range(info.batch_size)
+    )
+    outputs = tuple(map(torch.stack, zip(*calls, strict=True)))
+    return outputs, (0,) * len(outputs)
+
+
+def _first(output: tuple, stage: Stage):
+    return output[0] if stage.outputs == 1 else output[: stage.outputs]
+
+
+_TANGENT = (
+    "the fused kernels must be differentiated in reverse mode, got a forward-mode tangent; use backend='reference'"
+)
+
+
+def _refuse_tangents(inputs) -> None:
+    """Operators, which have no formula for tensors with a forward-mode tangent, would drop it silently."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(_TANGENT)
 
 
 def _load(name: str) -> str | None:
@@ -77,7 +197,7 @@ def architectures() -> list[str]:
 def unavailable(name: str) -> str | None:
     """Why the compiled kernels "cpp" or "cuda" cannot serve, with the remedy; None if they can."""
     failure = _failures[name]
-    return None if failure is None else f"{failure}; {_REMEDIES[name]}"
+    return None if failure is None else f"{failure}; {_REMEDIES[name]}, or use backend='auto'"
 
 
 def processor() -> dict:

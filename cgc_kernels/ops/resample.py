@@ -1,27 +1,18 @@
 """Stage resample: heatmaps, transform -> unit rows and positives, as H x W algebra (docs/mathematics.md, section 2)."""
 
-import functools
-
 import torch
 
 from ..options import OBJECTIVES
 from ..transforms import CropFlip
-from .library import Namespace
+from .library import Stage
 
-# Per sample: P_y o P_x^T, Q_y o Q_x and P_y^T a P_x (or the warp's counterparts), which the backward starts from.
+# Of a sample, each [H, W]. What they hold is the kernels' own affair; the backward starts from them.
 STATE_MAPS = 3
-
-
-def define(namespace: Namespace):
-    """Define the stage's operators; returns the stage as a function."""
-    backward = namespace.define("resample_backward", _BACKWARD_SCHEMA, _fake_backward)
-    return functools.partial(
-        resample, namespace.define("resample", _SCHEMA, _fake, _setup_context, functools.partial(_backward, backward))
-    )
+MSE = OBJECTIVES.index("mse")
 
 
 def resample(
-    operator,
+    run,
     heatmaps: torch.Tensor,
     aug_heatmaps: torch.Tensor,
     transform: CropFlip | torch.Tensor,
@@ -31,22 +22,25 @@ def resample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unit coarse rows [B, H * W], keys [B, H * W] and positives [B] (float64) of heatmaps [B, H, W]."""
     settings = (*image_size, eps, OBJECTIVES.index(objective))
-    return operator(heatmaps.contiguous(), aug_heatmaps.contiguous(), pack(transform), *settings)[:3]
+    return run(heatmaps.contiguous(), aug_heatmaps.contiguous(), tensors_of(transform), *settings)
 
 
-def pack(transform: CropFlip | torch.Tensor) -> torch.Tensor:
-    """One tensor for the kernels: int64 [B, 5] (top, left, height, width, flip), or float64 matrices [B, 3, 3]."""
-    if isinstance(transform, CropFlip):
-        return torch.stack([field.to(torch.int64) for field in transform], dim=1)
-    return transform.double().contiguous()
+def tensors_of(transform: CropFlip | torch.Tensor) -> list[torch.Tensor]:
+    """For the operators: the fields of a crop as they are, or one tensor of inverse matrices, float64 [B, 3, 3]."""
+    return list(transform) if isinstance(transform, CropFlip) else [transform.double().contiguous()]
+
+
+def state_dtype(heatmaps: torch.Tensor, objective: int) -> torch.dtype:
+    """float64 for the mse objective, whose 1 - positive cancels; the heatmaps' otherwise."""
+    return torch.float64 if objective == MSE else heatmaps.dtype
 
 
 def fake_rows(heatmaps, objective):
     """Fake rows, keys, positives and state; the mse objective has no use for rows."""
     batch, height, width = heatmaps.shape
-    rows = heatmaps.new_empty((batch, 0 if OBJECTIVES[objective] == "mse" else height * width))
+    rows = heatmaps.new_empty((batch, 0 if objective == MSE else height * width))
     positives = heatmaps.new_empty(batch, dtype=torch.float64)
-    state = heatmaps.new_empty((batch, STATE_MAPS, height, width), dtype=torch.float64)
+    state = heatmaps.new_empty((batch, STATE_MAPS, height, width), dtype=state_dtype(heatmaps, objective))
     return rows, torch.empty_like(rows), positives, state
 
 
@@ -60,22 +54,26 @@ def _fake_backward(grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps,
 
 def _setup_context(ctx, inputs, output):
     heatmaps, aug_heatmaps, transform, *ctx.settings = inputs
-    state = output[3]
-    ctx.mark_non_differentiable(state)
-    ctx.save_for_backward(heatmaps, aug_heatmaps, transform, state)
+    ctx.save_for_backward(heatmaps, aug_heatmaps, *output, *transform)
 
 
-def _backward(operator, ctx, grad_rows, grad_keys, grad_positives, _):
-    upstream = (g.contiguous() for g in (grad_rows, grad_keys, grad_positives))
-    return *operator(*upstream, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+def _backward(operator, ctx, saved, *grads):
+    heatmaps, aug_heatmaps, rows, keys, positives, state, *transform = saved
+    upstream = (grad.contiguous() for grad in grads)
+    return operator(*upstream, heatmaps, aug_heatmaps, rows, keys, positives, transform, state, *ctx.settings)
 
 
 _SETTINGS = "int height, int width, float eps, int objective"
-_SCHEMA = (
-    f"(Tensor heatmaps, Tensor aug_heatmaps, Tensor transform, {_SETTINGS}) "
-    "-> (Tensor rows, Tensor keys, Tensor positives, Tensor state)"
-)
-_BACKWARD_SCHEMA = (
-    "(Tensor grad_rows, Tensor grad_keys, Tensor grad_positives, Tensor heatmaps, Tensor aug_heatmaps, "
-    f"Tensor transform, Tensor state, {_SETTINGS}) -> (Tensor grad_heatmaps, Tensor grad_aug_heatmaps)"
+STAGE = Stage(
+    "resample",
+    f"(Tensor heatmaps, Tensor aug_heatmaps, Tensor[] transform, {_SETTINGS}) "
+    "-> (Tensor rows, Tensor keys, Tensor positives, Tensor state)",
+    _fake,
+    "(Tensor grad_rows, Tensor grad_keys, Tensor grad_positives, Tensor heatmaps, Tensor aug_heatmaps, Tensor rows, "
+    f"Tensor keys, Tensor positives, Tensor[] transform, Tensor state, {_SETTINGS}) "
+    "-> (Tensor grad_heatmaps, Tensor grad_aug_heatmaps)",
+    _fake_backward,
+    _setup_context,
+    _backward,
+    outputs=3,
 )

@@ -8,12 +8,22 @@ namespace cgc {
 enum class Type { float32, float64, bfloat16, float16 };
 enum class Weighting { pooled, mean, elementwise };
 enum class Objective { released, paper, mse };
+enum class Integer { uint8, int8, int16, int32, int64, boolean };
 
 // One number where the kernel runs.
 struct Scalar {
   void* data;
   bool float64;  // float32 otherwise
 };
+
+// One integer a sample, [B].
+struct Column {
+  const void* data;
+  std::int64_t stride;  // in elements
+  Integer type;
+};
+
+enum CropField { crop_top, crop_left, crop_height, crop_width, crop_flip, crop_fields };
 
 // "acc" below is float64 where the features are float64, float32 otherwise; P = H * W.
 struct Cam {
@@ -42,12 +52,12 @@ struct Resample {
   bool float64;               // type of heatmaps, rows and keys; float32 otherwise
   const void* heatmaps;       // [B, P]
   const void* aug_heatmaps;   // [B, P]
-  const std::int64_t* crops;  // [B, 5] (top, left, height, width, flip), or null
+  Column crops[crop_fields];  // [B] each; data is null for warps
   const double* inverses;     // [B, 3, 3], or null
   void* rows;                 // [B, P], unused for Objective::mse
   void* keys;                 // [B, P], unused for Objective::mse
   double* positives;          // [B]
-  double* state;              // [B, 3, P]: T o, its gram image and the adjoint of a, all on the coarse grid
+  void* state;                // [B, 3, P], what the backward starts from; float64 also for Objective::mse
 };
 
 struct ResampleBackward {

@@ -9,7 +9,7 @@ namespace cgc::CGC_ISA {
 // Calls visit with a value of the features', the gradients' and the accumulator's type, where the device has its own
 // types for the narrow ones; other pairs were refused before. Of accumulator float:
 template <class BFloat16, class Float16, class F>
-CGC_HD auto with_narrow_types(const Cam& call, F&& visit) {
+auto with_narrow_types(const Cam& call, F&& visit) {
   const bool wide = call.gradients_type == Type::float32;
   switch (call.features_type) {
     case Type::bfloat16:
@@ -23,13 +23,13 @@ CGC_HD auto with_narrow_types(const Cam& call, F&& visit) {
 
 // Of any:
 template <class BFloat16, class Float16, class F>
-CGC_HD auto with_types(const Cam& call, F&& visit) {
+auto with_types(const Cam& call, F&& visit) {
   if (call.features_type == Type::float64) return visit(double{}, double{}, double{});
   return with_narrow_types<BFloat16, Float16>(call, visit);
 }
 
 template <class F>
-CGC_HD auto with_type(bool float64, F&& visit) {
+auto with_type(bool float64, F&& visit) {
   return float64 ? visit(double{}) : visit(float{});
 }
 

@@ -23,26 +23,34 @@ CGC_HD inline Acc relu_gradient(Acc heatmap, Acc grad) {
 }
 
 // m = M / (s + eps) + eps at one position.
-CGC_HD inline double normalised(double heatmap, double sum, double eps) { return heatmap / (sum + eps) + eps; }
-
-// What divides the gradient of m = M / (s + eps) + eps on its way to M, damping included.
-CGC_HD inline double normalisation_divisor(double sum, double eps) {
-  return sum < near_dead_sum ? near_dead_sum : sum + eps;
+template <class Real>
+CGC_HD inline Real normalised(Real heatmap, Real sum, Real eps) {
+  return heatmap / (sum + eps) + eps;
 }
 
-// Gradient of m back to M at one position; inner = <gradient, M> / (s + eps), sum_y sum_x the position's share of s.
-CGC_HD inline double normalisation_gradient(double grad, double inner, double sum_y, double sum_x, double divisor) {
-  return (grad - inner * sum_y * sum_x) / divisor;
+// What divides the gradient of m = M / (s + eps) + eps on its way to M, damping included.
+template <class Real>
+CGC_HD inline Real normalisation_divisor(Real sum, Real eps) {
+  return sum < Real(near_dead_sum) ? Real(near_dead_sum) : sum + eps;
+}
+
+// Gradient of m back to M at one position; inner = <gradient, M> / (s + eps), share: of a unit of M in s.
+template <class Real>
+CGC_HD inline Real normalisation_gradient(Real grad, Real inner, Real share, Real divisor) {
+  return (grad - inner * share) / divisor;
 }
 
 // Gradient of a map m through m / |m| at one position: scale = 1 / |m|, `direction` arrives at the unit map, `share`
 // times `cross` comes from the positive, and `radial` times `image`, the Gram image of m, is taken out again.
-CGC_HD inline double unit_gradient(double scale, double direction, double share, double cross, double radial,
-                                   double image) {
+template <class Real>
+CGC_HD inline Real unit_gradient(Real scale, Real direction, Real share, Real cross, Real radial, Real image) {
   return scale * (direction + share * cross - radial * image);
 }
 
 // 1 / sqrt; 0 for a map that sees nothing, so that its cosine and its gradient are 0.
-CGC_HD inline double inverse_root(double square) { return square == 0 ? 0.0 : 1.0 / std::sqrt(square); }
+template <class Real>
+CGC_HD inline Real inverse_root(Real square) {
+  return square == 0 ? Real(0) : Real(1) / std::sqrt(square);
+}
 
 }  // namespace cgc::CGC_ISA

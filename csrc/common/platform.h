@@ -16,12 +16,12 @@ namespace cgc::CGC_ISA {
 using index_t = std::int64_t;
 
 template <class T>
-CGC_HD inline T minimum(T a, T b) {
+CGC_HD constexpr T minimum(T a, T b) {
   return b < a ? b : a;
 }
 
 template <class T>
-CGC_HD inline T maximum(T a, T b) {
+CGC_HD constexpr T maximum(T a, T b) {
   return a < b ? b : a;
 }
 

@@ -174,7 +174,7 @@ class Writer {
   Writer(void* gradient, index_t total, index_t block)
       : gradient_(static_cast<T*>(gradient)),
         streams_(gradient != nullptr && total * index_t(sizeof(T)) >= stream_threshold_bytes),
-        staged_(streams_ ? block : 1) {}
+        staged_(streams_ ? block : 0) {}
 
   bool wanted() const { return gradient_ != nullptr; }
   T* begin(index_t offset) { return streams_ ? staged_.get() : gradient_ + offset; }
@@ -196,8 +196,9 @@ class CamBackwardSample {
         cam_(call.forward),
         block_(cam_.channels_last ? 1 : block_channels<A>(cam_.channels, cam_.positions)),
         unit_(cam_.channels_last ? cam_.channels : block_ * cam_.positions),
-        delta_(block_ * cam_.positions),
-        sums_(cam_.channels),
+        memory_(block_ * cam_.positions + cam_.channels),
+        delta_(memory_.take(block_ * cam_.positions)),
+        sums_(memory_.take(cam_.channels)),
         grad_features_(call.grad_features, cam_.batch * cam_.channels * cam_.positions, unit_),
         grad_gradients_(call.grad_gradients, gradient_count() * cam_.batch, unit_) {}
 
@@ -306,7 +307,8 @@ class CamBackwardSample {
   const CamBackward& call_;
   const Cam& cam_;
   index_t block_, unit_;
-  Buffer<Acc> delta_, sums_;
+  Parts<Acc> memory_;
+  Acc *const delta_, *const sums_;
   Writer<A> grad_features_;
   Writer<G> grad_gradients_;
 };

@@ -46,21 +46,46 @@ inline void mse_backward(const Resample& call, double grad_loss, double* grad_po
   for (index_t i = 0; i < call.batch; ++i) grad_positives[i] = mse_gradient(call.positives[i], share);
 }
 
+// The gradients of rows, keys and positives, which stage contrast gives to stage resample.
+template <class T>
+class RowGradients {
+ public:
+  explicit RowGradients(const CgcBackward& call)
+      : rows_(call.contrast.forward.batch * call.contrast.forward.length),
+        keys_(call.contrast.forward.batch * call.contrast.forward.length),
+        positives_(call.contrast.forward.batch),
+        contrast_(call.contrast),
+        resample_(call.resample) {
+    contrast_.grad_rows = rows_.get(), contrast_.grad_keys = keys_.get(), contrast_.grad_positives = positives_.get();
+    resample_.grad_rows = rows_.get(), resample_.grad_keys = keys_.get(), resample_.grad_positives = positives_.get();
+  }
+
+  const ContrastBackward& contrast() const { return contrast_; }
+  const ResampleBackward& resample() const { return resample_; }
+
+ private:
+  Buffer<T> rows_, keys_;
+  Buffer<double> positives_;
+  ContrastBackward contrast_;
+  ResampleBackward resample_;
+};
+
 template <class A, class G, class Acc>
 void cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
   const Resample& resample = call.resample.forward;
   const Grid grid(resample);
-  double* grad_positives = call.contrast.grad_positives;
+  const RowGradients<Acc> upstream(call);
+  double* grad_positives = upstream.contrast().grad_positives;
   const double grad_loss = value_of(call.contrast.grad_loss);
   if (resample.objective == Objective::mse) {
     mse_backward(resample, grad_loss, grad_positives);
   } else {
-    contrast_backward<Acc>(call.contrast, parallel_for);
+    contrast_backward<Acc>(upstream.contrast(), parallel_for);
   }
   const double share = call.consistency * grad_loss / double(resample.batch);
   for (index_t i = 0; i < resample.batch; ++i) grad_positives[i] -= share;
   run(parallel_for, resample.batch, 1, [&](index_t begin, index_t end) {
-    ResampleBackwardSample<Acc> unit(call.resample, grid);
+    ResampleBackwardSample<Acc> unit(upstream.resample(), grid);
     CamBackwardSample<A, G, Acc> original(call.views[0]), augmented(call.views[1]);
     Buffer<Acc> grads(2 * grid.count());
     for (index_t i = begin; i < end; ++i) {

@@ -31,22 +31,35 @@ struct Vector {
   static constexpr index_t lanes = vector_bytes / index_t(sizeof(T));
 };
 
-// [B, N] padded with zeros to whole strips and whole vectors, and the same transposed within each strip of 64.
+// Columns of a strip that hold rows, and zeros up to whole steps of `similarities`: all 64 but in the last strip.
+template <class T>
+index_t strip_columns(index_t batch, index_t start) {
+  return minimum(strip, round_up(batch - start, 2 * Vector<T>::lanes));
+}
+
+// [B, N] padded with zeros to the columns of its strips and to whole vectors, and the same transposed within each strip
+// of 64.
 template <class T>
 class Packed {
  public:
   Packed(const void* values, index_t batch, index_t length)
       : length_(length),
         stride_(padded(length)),
-        rows_(round_up(batch, strip) * stride_),
-        strips_(round_up(batch, strip) * length) {
+        memory_(padded_rows(batch) * stride_ + round_up(batch, strip) * length),
+        rows_(memory_.take(padded_rows(batch) * stride_)),
+        strips_(memory_.take(round_up(batch, strip) * length)) {
     const T* from = static_cast<const T*>(values);
-    for (index_t i = 0; i < round_up(batch, strip); ++i) {
+    for (index_t i = 0; i < padded_rows(batch); ++i) {
       T* row = rows_ + i * stride_;
       for (index_t k = 0; k < stride_; ++k) row[k] = i < batch && k < length ? from[i * length + k] : T(0);
       T* column = strips_ + i / strip * strip * length + i % strip;
       for (index_t k = 0; k < length; ++k) column[k * strip] = row[k];
     }
+  }
+
+  static index_t padded_rows(index_t batch) {
+    const index_t whole = (batch - 1) / strip * strip;
+    return whole + strip_columns<T>(batch, whole);
   }
 
   // Whole vectors; never a large power of two, as of 32 x 32 maps, which would map all rows to the same cache sets.
@@ -63,16 +76,18 @@ class Packed {
 
  private:
   index_t length_, stride_;
-  Buffer<T> rows_, strips_;
+  Parts<T> memory_;
+  T *const rows_, *const strips_;
 };
 
-// tile[r][j] = <a_(first + r), b_(start + j)>.
+// tile[r][j] = <a_(first + r), b_(start + j)> for the columns j of a strip.
 template <class T>
-void similarities(const Packed<T>& a, index_t first, const Packed<T>& b, index_t start, T (*tile)[strip]) {
+void similarities(const Packed<T>& a, index_t first, const Packed<T>& b, index_t start, index_t count,
+                  T (*tile)[strip]) {
   using V = typename Vector<T>::type;
   constexpr index_t lanes = Vector<T>::lanes;
   const T* rows = a.row(first);
-  for (index_t j = 0; j < strip; j += 2 * lanes) {
+  for (index_t j = 0; j < count; j += 2 * lanes) {
     const T* columns = b.transposed(start) + j;
     V sums[tile_rows][2] = {};
     for (index_t k = 0; k < a.length(); ++k, columns += strip) {
@@ -87,11 +102,11 @@ void similarities(const Packed<T>& a, index_t first, const Packed<T>& b, index_t
   }
 }
 
-// grads[r] += sum_j weights[r][j] b_(start + j); grads: [4, stride].
+// grads[r] += sum_j weights[r][j] b_(start + j) over the columns j of a strip; grads: [4, stride].
 template <class T>
-void accumulate(const T (*weights)[strip], const Packed<T>& b, index_t start, T* grads) {
+void accumulate(const T (*weights)[strip], const Packed<T>& b, index_t start, index_t count, T* grads) {
   using V = typename Vector<T>::type;
-  for (index_t j = 0; j < strip; j += 4) {
+  for (index_t j = 0; j < count; j += 4) {
     const T* rows = b.row(start + j);
     for (index_t k = 0; k < b.stride(); k += Vector<T>::lanes, rows += Vector<T>::lanes) {
       V values[4];
@@ -160,7 +175,7 @@ double contrast(const Contrast& call, ParallelFor parallel_for) {
     for (index_t start = 0; start < batch; start += strip) {
       for (index_t i = first; i < last; ++i) {
         const index_t r = (i - first) % tile_rows;
-        if (r == 0) similarities(rows, i, keys, start, tile);
+        if (r == 0) similarities(rows, i, keys, start, strip_columns<T>(batch, start), tile);
         losses[i - first].add(tile[r], minimum(strip, batch - start), i - start, T(call.positives[i]),
                               T(1 / call.temperature));
       }
@@ -181,8 +196,9 @@ class ContrastGradient {
         batch_(call.forward.batch),
         rows_(call.forward.rows, batch_, call.forward.length),
         keys_(call.forward.keys, batch_, call.forward.length),
-        positives_(round_up(batch_, strip)),
-        losses_(round_up(batch_, strip)),
+        memory_(2 * round_up(batch_, strip)),
+        positives_(memory_.take(round_up(batch_, strip))),
+        losses_(memory_.take(round_up(batch_, strip))),
         scale_(value_of(call.grad_loss) / (call.forward.temperature * double(batch_))) {
     for (index_t i = 0; i < round_up(batch_, strip); ++i) {
       positives_[i] = i < batch_ ? T(call.forward.positives[i]) : T(0);
@@ -193,29 +209,29 @@ class ContrastGradient {
   // Gradients of rows first .. last - 1 and of their positives.
   void rows(index_t first, index_t last) const {
     double others[most_block_rows] = {};
-    each_tile(first, last, rows_, keys_, call_.grad_rows, [&](index_t i, index_t start, T* values) {
+    each_tile(first, last, rows_, keys_, call_.grad_rows, [&](index_t i, index_t start, index_t count, T* values) {
       const T positive = positives_[i], loss = losses_[i], inverse = inverse_temperature();
 #pragma omp simd
-      for (index_t j = 0; j < strip; ++j) values[j] = exp_nonpositive((values[j] - positive) * inverse - loss);
-      others[i - first] += weigh(values, i, start);
+      for (index_t j = 0; j < count; ++j) values[j] = exp_nonpositive((values[j] - positive) * inverse - loss);
+      others[i - first] += weigh(values, i, start, count);
     });
     for (index_t i = first; i < last; ++i) call_.grad_positives[i] = -others[i - first];
   }
 
   // Gradients of keys first .. last - 1.
   void keys(index_t first, index_t last) const {
-    each_tile(first, last, keys_, rows_, call_.grad_keys, [&](index_t j, index_t start, T* values) {
+    each_tile(first, last, keys_, rows_, call_.grad_keys, [&](index_t j, index_t start, index_t count, T* values) {
       const T* positives = positives_ + start;
       const T* losses = losses_ + start;
       const T inverse = inverse_temperature();
 #pragma omp simd
-      for (index_t i = 0; i < strip; ++i) values[i] = exp_nonpositive((values[i] - positives[i]) * inverse - losses[i]);
-      weigh(values, j, start);
+      for (index_t i = 0; i < count; ++i) values[i] = exp_nonpositive((values[i] - positives[i]) * inverse - losses[i]);
+      weigh(values, j, start, count);
     });
   }
 
  private:
-  // grad_i = sum_j weight_ij b_j for the rows i of a block, where weigh(i, first j, values) turns 64 similarities
+  // grad_i = sum_j weight_ij b_j for the rows i of a block, where weigh(i, first j, count, values) turns similarities
   // <a_i, b_j> into weights.
   template <class F>
   void each_tile(index_t first, index_t last, const Packed<T>& a, const Packed<T>& b, void* to, F&& weigh) const {
@@ -224,10 +240,11 @@ class ContrastGradient {
     Buffer<T> grads(count * stride);
     for (index_t k = 0; k < count * stride; ++k) grads[k] = 0;
     for (index_t start = 0; start < batch_; start += strip) {
+      const index_t columns = strip_columns<T>(batch_, start);
       for (index_t i = first; i < first + count; i += tile_rows) {
-        similarities(a, i, b, start, tile);
-        for (index_t r = 0; r < tile_rows; ++r) weigh(i + r, start, tile[r]);
-        accumulate<T>(tile, b, start, grads + (i - first) * stride);
+        similarities(a, i, b, start, columns, tile);
+        for (index_t r = 0; r < tile_rows; ++r) weigh(i + r, start, columns, tile[r]);
+        accumulate<T>(tile, b, start, columns, grads + (i - first) * stride);
       }
     }
     for (index_t i = first; i < last; ++i) {
@@ -238,13 +255,12 @@ class ContrastGradient {
   T inverse_temperature() const { return T(1 / call_.forward.temperature); }
 
   // Probabilities to weights, none for the pair with itself and for padding; returns their sum.
-  double weigh(T* probabilities, index_t own, index_t start) const {
-    const index_t count = minimum(strip, batch_ - start);
-    for (index_t j = count; j < strip; ++j) probabilities[j] = 0;
-    if (own >= start && own < start + strip) probabilities[own - start] = 0;
+  double weigh(T* probabilities, index_t own, index_t start, index_t count) const {
+    for (index_t j = batch_ - start; j < count; ++j) probabilities[j] = 0;
+    if (own >= start && own < start + count) probabilities[own - start] = 0;
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (index_t j = 0; j < strip; ++j) {
+    for (index_t j = 0; j < count; ++j) {
       probabilities[j] *= T(scale_);
       sum += probabilities[j];
     }
@@ -254,7 +270,8 @@ class ContrastGradient {
   const ContrastBackward& call_;
   index_t batch_;
   Packed<T> rows_, keys_;
-  Buffer<T> positives_, losses_;
+  Parts<T> memory_;
+  T *const positives_, *const losses_;
   double scale_;
 };
 

@@ -1,7 +1,4 @@
 // The CPU's side of the operators: which instruction set, whose threads, and their registration.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -59,16 +56,17 @@ void store(const Scalar& scalar, double value) {
   }
 }
 
-struct Cpu {
+class Cpu {
+ public:
   static constexpr const char* name = "CPU";
 
-  struct Scope {
-    explicit Scope(const Tensor&) {}
-  };
+  explicit Cpu(const Tensor&) {}
 
   static bool holds(const Tensor& tensor) { return tensor.is_cpu(); }
 
-  static void check_map(Index, Index) {}
+  static void check_sizes(Index, Index, Index, Index) {}
+
+  static void check_rows(Index, Index) {}
 
   // Asks for huge pages: first touching fresh memory a page at a time costs more than computing what is written there.
   static void prepare(Tensor& gradient) {
@@ -81,24 +79,20 @@ struct Cpu {
 #endif
   }
 
-  static void run(const Cam& call, const Tensor&) { chosen().cam(call, &parallel_for); }
-  static void run(const CamBackward& call, const Tensor&) { chosen().cam_backward(call, &parallel_for); }
-  static void run(const Resample& call, const Tensor&) { chosen().resample(call, &parallel_for); }
-  static void run(const ResampleBackward& call, const Tensor&) { chosen().resample_backward(call, &parallel_for); }
-  static void run(const Contrast& call, const Scalar& loss, const Tensor&) {
-    store(loss, chosen().contrast(call, &parallel_for));
-  }
-  static void run(const ContrastBackward& call, const Tensor&) { chosen().contrast_backward(call, &parallel_for); }
-  static void run(const Cgc& call, const Scalar& loss, const Tensor&) {
-    store(loss, chosen().cgc(call, &parallel_for));
-  }
-  static void run(const CgcBackward& call, const Tensor&) { chosen().cgc_backward(call, &parallel_for); }
+  static void run(const Cam& call) { chosen().cam(call, &parallel_for); }
+  static void run(const CamBackward& call) { chosen().cam_backward(call, &parallel_for); }
+  static void run(const Resample& call) { chosen().resample(call, &parallel_for); }
+  static void run(const ResampleBackward& call) { chosen().resample_backward(call, &parallel_for); }
+  static void run(const Contrast& call, const Scalar& loss) { store(loss, chosen().contrast(call, &parallel_for)); }
+  static void run(const ContrastBackward& call) { chosen().contrast_backward(call, &parallel_for); }
+  static void run(const Cgc& call, const Scalar& loss) { store(loss, chosen().cgc(call, &parallel_for)); }
+  static void run(const CgcBackward& call) { chosen().cgc_backward(call, &parallel_for); }
 };
 
 }  // namespace
 }  // namespace cgc
 
-STABLE_TORCH_LIBRARY_IMPL(cgc_kernels, CPU, m) { cgc::Operators<cgc::Cpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(cgc_kernels, CPU, m) { cgc::implement<cgc::Cpu>(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(cgc_kernels, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&cgc::instruction_set));

@@ -6,30 +6,18 @@
 
 namespace cgc {
 
-enum class Form : std::int32_t {
-  automatic,    // one cooperative kernel where it fits the device, the sequence elsewhere
-  cooperative,  // or an error
-  sequence,     // one kernel a phase
-};
-
 struct Launch {
-  void* stream;         // cudaStream_t
-  void* workspace;      // as many bytes as the call's *_workspace says, aligned to 16, not initialised
-  Form form;            // of the fused kernels; the stages are always sequences
-  std::int32_t blocks;  // of the grid; 0 for what the device holds at once
+  void* stream;          // cudaStream_t
+  void* workspace;       // aligned to 16, not initialised
+  std::int64_t* needed;  // where not null nothing is launched: what the call needs of workspace, in bytes, is added
 };
 
 }  // namespace cgc
 
 extern "C" {
 
-// Bytes of workspace.
-std::int64_t cgc_cuda_cam_workspace(const cgc::Cam* call);
-std::int64_t cgc_cuda_contrast_workspace(const cgc::Contrast* call);
-std::int64_t cgc_cuda_cgc_workspace(const cgc::Cgc* call);
-std::int64_t cgc_cuda_cgc_backward_workspace(const cgc::CgcBackward* call);
-
-// 0, or the error of the launch, for cgc_cuda_error to name.
+// 0, or the error of the launch, for cgc_cuda_error to name. In the backward of the fused loss the gradients of rows,
+// keys and positives are null: they lie in the workspace.
 int cgc_cuda_cam(const cgc::Cam* call, const cgc::Launch* launch);
 int cgc_cuda_cam_backward(const cgc::CamBackward* call, const cgc::Launch* launch);
 int cgc_cuda_resample(const cgc::Resample* call, const cgc::Launch* launch);

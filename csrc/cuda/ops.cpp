@@ -2,95 +2,78 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <optional>
+
 #include "../common/operators.h"
 #include "launch.h"
 
 namespace cgc {
 namespace {
 
-struct Cuda {
+// Kernels are launched on the tensor's device, whatever the current one was, and on the current stream of that device,
+// to which torch's allocator ties their workspace.
+class Cuda {
+ public:
   static constexpr const char* name = "CUDA";
 
-  // Kernels are launched on the tensor's device, whatever the current one was.
-  class Scope {
-   public:
-    explicit Scope(const Tensor& tensor) : guard_(checked(tensor)) {}
+  explicit Cuda(const Tensor& tensor) : tensor_(tensor), index_(index_of(tensor)), guard_(index_) {}
 
-   private:
-    static int32_t checked(const Tensor& tensor) {
-      STD_TORCH_CHECK(tensor.is_cuda(), "the first tensor of a CUDA operator must be a CUDA tensor");
-      return tensor.get_device_index();
-    }
+  bool holds(const Tensor& tensor) const { return tensor.is_cuda() && tensor.get_device_index() == index_; }
 
-    torch::stable::accelerator::DeviceGuard guard_;
-  };
-
-  // On the device of this call.
-  static bool holds(const Tensor& tensor) {
-    return tensor.is_cuda() && tensor.get_device_index() == torch::stable::accelerator::getCurrentDeviceIndex();
+  // The kernels index samples by int and the bytes of one by 32 bits.
+  static void check_sizes(Index batch, Index channels, Index height, Index width) {
+    constexpr Index largest_sample = Index(1) << 28;
+    const Index side = cgc_cuda_largest_side();
+    STD_TORCH_CHECK(height <= side && width <= side, "maps must be at most ", side, " x ", side,
+                    " for backend 'cuda', got ", height, " x ", width, ": use backend='torch'");
+    STD_TORCH_CHECK(batch <= largest_int / 2 && channels <= largest_sample / (height * width), "B must be at most ",
+                    largest_int / 2, " and C * H * W at most ", largest_sample, " for backend 'cuda', got ", batch,
+                    " and ", channels, " * ", height, " * ", width, ": use backend='torch'");
   }
 
-  static void check_map(Index height, Index width) {
-    const int most = cgc_cuda_largest_side();
-    STD_TORCH_CHECK(height <= most && width <= most, "maps must be at most ", most, " x ", most,
-                    " for backend 'cuda', got ", height, " x ", width, ": use backend='torch'");
+  static void check_rows(Index batch, Index length) {
+    const Index side = cgc_cuda_largest_side();
+    STD_TORCH_CHECK(batch <= largest_int / 2 && length <= side * side, "rows must be at most ", largest_int / 2, " x ",
+                    side * side, " for backend 'cuda', got ", batch, " x ", length, ": use backend='torch'");
   }
 
   static void prepare(Tensor&) {}
 
-  static void check(int error) { STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", cgc_cuda_error(error)); }
+  void run(const Cam& call) const { launch(cgc_cuda_cam, call); }
+  void run(const CamBackward& call) const { launch(cgc_cuda_cam_backward, call); }
+  void run(const Resample& call) const { launch(cgc_cuda_resample, call); }
+  void run(const ResampleBackward& call) const { launch(cgc_cuda_resample_backward, call); }
+  void run(const Contrast& call, const Scalar& loss) const { launch(cgc_cuda_contrast, call, loss); }
+  void run(const ContrastBackward& call) const { launch(cgc_cuda_contrast_backward, call); }
+  void run(const Cgc& call, const Scalar& loss) const { launch(cgc_cuda_cgc, call, loss); }
+  void run(const CgcBackward& call) const { launch(cgc_cuda_cgc_backward, call); }
 
-  // On the current stream of the device, to which torch's allocator ties the workspace.
-  static Launch launch(const Tensor& like, const Tensor* workspace = nullptr) {
-    Launch launch{};
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &launch.stream));
-    if (workspace != nullptr && workspace->numel() > 0) launch.workspace = workspace->mutable_data_ptr();
-    return launch;
+ private:
+  static std::int32_t index_of(const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.is_cuda(), "the first tensor of a CUDA operator must be on a CUDA device, got ",
+                    described(tensor));
+    return tensor.get_device_index();
   }
 
-  static Tensor bytes(const Tensor& like, Index count) {
-    return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(&count, 1), ScalarType::Byte);
+  template <class Kernel, class... Arguments>
+  void launch(Kernel* kernel, const Arguments&... arguments) const {
+    std::optional<Tensor> workspace;
+    Index bytes = 0;
+    Launch how{nullptr, nullptr, &bytes};
+    kernel(&arguments..., &how);
+    if (bytes > 0) workspace.emplace(make(tensor_, {bytes}, ScalarType::Byte));
+    how = {nullptr, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, nullptr};
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &how.stream));
+    const int error = kernel(&arguments..., &how);
+    STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", cgc_cuda_error(error));
   }
 
-  static void run(const Cam& call, const Tensor& like) {
-    const Tensor workspace = bytes(like, cgc_cuda_cam_workspace(&call));
-    const Launch how = launch(like, &workspace);
-    check(cgc_cuda_cam(&call, &how));
-  }
-  static void run(const CamBackward& call, const Tensor& like) {
-    const Launch how = launch(like);
-    check(cgc_cuda_cam_backward(&call, &how));
-  }
-  static void run(const Resample& call, const Tensor& like) {
-    const Launch how = launch(like);
-    check(cgc_cuda_resample(&call, &how));
-  }
-  static void run(const ResampleBackward& call, const Tensor& like) {
-    const Launch how = launch(like);
-    check(cgc_cuda_resample_backward(&call, &how));
-  }
-  static void run(const Contrast& call, const Scalar& loss, const Tensor& like) {
-    const Tensor workspace = bytes(like, cgc_cuda_contrast_workspace(&call));
-    const Launch how = launch(like, &workspace);
-    check(cgc_cuda_contrast(&call, &loss, &how));
-  }
-  static void run(const ContrastBackward& call, const Tensor& like) {
-    const Launch how = launch(like);
-    check(cgc_cuda_contrast_backward(&call, &how));
-  }
-  static void run(const Cgc& call, const Scalar& loss, const Tensor& like) {
-    const Tensor workspace = bytes(like, cgc_cuda_cgc_workspace(&call));
-    const Launch how = launch(like, &workspace);
-    check(cgc_cuda_cgc(&call, &loss, &how));
-  }
-  static void run(const CgcBackward& call, const Tensor& like) {
-    const Tensor workspace = bytes(like, cgc_cuda_cgc_backward_workspace(&call));
-    const Launch how = launch(like, &workspace);
-    check(cgc_cuda_cgc_backward(&call, &how));
-  }
+  const Tensor& tensor_;
+  std::int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
 };
 
 }  // namespace
 }  // namespace cgc
 
-STABLE_TORCH_LIBRARY_IMPL(cgc_kernels, CUDA, m) { cgc::Operators<cgc::Cuda>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(cgc_kernels, CUDA, m) { cgc::implement<cgc::Cuda>(m); }

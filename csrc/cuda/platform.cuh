@@ -1,14 +1,18 @@
-// What every kernel of this folder needs: threads, vectors, sums, and the types of the features.
+// What every kernel of this folder needs: threads, storage types, vectors of 16 bytes, sums, products of tiles.
 //
-// Kernels take one structure by value, run in blocks of 256 threads and loop over their work with the grid's stride, so
-// that any number of blocks gives the same bits. All shared memory is dynamic; a phase carves it anew.
+// Kernels take one structure by value and run in blocks of 256 threads. All shared memory is dynamic. Whatever a kernel
+// reads or writes of its predecessor's comes after simt::wait_for_predecessor().
 #pragma once
 
 #ifndef CGC_ISA
 #define CGC_ISA cuda
 #endif
 
+#include <cstring>
+#include <type_traits>
+
 #include "../common/calls.h"
+#include "../common/dispatch.h"
 #include "../common/gradients.h"
 #include "../common/loss.h"
 #include "../common/platform.h"
@@ -23,117 +27,212 @@ constexpr int block_threads = 256, warp_threads = 32, block_warps = block_thread
 constexpr int largest_side = 32, largest_map = largest_side * largest_side;
 constexpr unsigned all_lanes = 0xffffffffu;
 
-// Registers are what the kernels are short of: the thread's number is read again wherever it is wanted, and what
-// follows from a fresh() copy of a number is computed again rather than kept from one phase to the next.
-#ifdef __CUDA_ARCH__
-__device__ __forceinline__ int thread() {
-  int number;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
-  return number;
-}
-__device__ __forceinline__ int fresh(int number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-template <class T>
-__device__ __forceinline__ T* fresh(T* pointer) {
-  asm volatile("" : "+l"(pointer));
-  return pointer;
-}
-#else
 __device__ __forceinline__ int thread() { return int(threadIdx.x); }
-template <class T>
-__device__ __forceinline__ T fresh(T number) {
-  return number;
-}
-#endif
 __device__ __forceinline__ int lane() { return thread() % warp_threads; }
 __device__ __forceinline__ int warp() { return thread() / warp_threads; }
 
-// visit(i) for every i in [0, count), one a thread; not unrolled, since these loops are short and registers are few.
+CGC_HD inline int ceil_div(int count, int size) { return (count + size - 1) / size; }
+
+// Division of numbers up to 2^20 by a size up to 1024, which takes one multiplication.
+struct Divisor {
+  Divisor() = default;
+  explicit Divisor(int size) : size(unsigned(size)), reciprocal(0x7fffffffu / unsigned(size) + 1) {}
+  __device__ __forceinline__ int quotient(int x) const {
+    return int(std::uint64_t(2 * unsigned(x)) * reciprocal >> 32);
+  }
+  __device__ __forceinline__ int remainder(int x) const { return x - quotient(x) * int(size); }
+
+  unsigned size, reciprocal;  // of 2^31, rounded up
+};
+
+// Elements before the i-th of rows of `size`; one multiplication.
+CGC_HD inline index_t rows_before(unsigned i, int size) { return index_t(std::uint64_t(i) * unsigned(size)); }
+
+// An element of a sample: a sample's bytes are fewer than 2^32, so that its address takes one addition.
+template <class T>
+__device__ __forceinline__ T* element(T* first, int i) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + unsigned(i) * unsigned(sizeof(T)));
+}
+
+// visit(i) for every i in [0, count), dealt out to the threads of the block.
 template <class F>
 __device__ __forceinline__ void each(int count, F&& visit) {
 #pragma unroll 1
   for (int i = thread(); i < count; i += block_threads) visit(i);
 }
 
-// ---- Storage types: computed with in float or double.
-
-__device__ __forceinline__ float load(float x) { return x; }
-__device__ __forceinline__ double load(double x) { return x; }
-__device__ __forceinline__ float load(bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float load(float16 x) { return __half2float(x); }
+// ---- Storage types, computed with in float or double
 
 template <class T>
-struct Rounded {
-  template <class Acc>
-  static __device__ T from(Acc x) {
-    return T(x);
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// A number in double, by its bits: kernels of float32 have no use for the double unit. Subnormals become 0.
+__device__ __forceinline__ double widened(double x) { return x; }
+__device__ __forceinline__ double widened(float x) {
+  const unsigned bits = __float_as_uint(x), magnitude = bits & 0x7fffffffu;
+  const unsigned bias = magnitude < 0x00800000u ? 0u : magnitude < 0x7f800000u ? 0x38000000u : 0x70000000u;
+  const unsigned high = bias == 0u ? 0u : (magnitude >> 3) + bias, low = bias == 0u ? 0u : bits << 29;
+  return __longlong_as_double((long long)(((unsigned long long)(high | (bits & 0x80000000u)) << 32) | low));
+}
+
+// V values that lie side by side, as words of 16 bytes: as values, the narrow ones would take a register each.
+template <class T, int V>
+struct alignas(16) Pack {
+  unsigned word[V * sizeof(T) / 4];
+
+  __device__ __forceinline__ acc_t<T> at(int k) const {
+    if constexpr (sizeof(T) == 8) {
+      return __longlong_as_double((long long)((unsigned long long)(word[2 * k + 1]) << 32 | word[2 * k]));
+    } else if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word[k]);
+    } else {
+      const unsigned upper = k % 2 == 0 ? word[k / 2] << 16 : word[k / 2] & 0xffff0000u;
+      if constexpr (std::is_same_v<T, bfloat16>) return __uint_as_float(upper);
+      return __half2float(__half(__half_raw{(unsigned short)(upper >> 16)}));
+    }
+  }
+
+  // Rounded to nearest; the narrow types in pairs, which takes one instruction.
+  __device__ __forceinline__ void set(const acc_t<T> (&x)[V]) {
+#pragma unroll
+    for (int i = 0; i < int(sizeof(word) / 4); ++i) {
+      if constexpr (sizeof(T) == 8) {
+        word[i] = unsigned((unsigned long long)(__double_as_longlong(x[i / 2])) >> (i % 2 * 32));
+      } else if constexpr (sizeof(T) == 4) {
+        word[i] = __float_as_uint(x[i]);
+      } else if constexpr (std::is_same_v<T, bfloat16>) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+        word[i] = reinterpret_cast<const unsigned&>(pair);
+      } else {
+        const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+        word[i] = reinterpret_cast<const unsigned&>(pair);
+      }
+    }
   }
 };
-template <>
-struct Rounded<bfloat16> {
-  static __device__ bfloat16 from(float x) { return __float2bfloat16(x); }
-};
-template <>
-struct Rounded<float16> {
-  static __device__ float16 from(float x) { return __float2half(x); }
+template <class T>
+struct Pack<T, 1> {
+  T value;
+
+  __device__ __forceinline__ acc_t<T> at(int) const { return acc_t<T>(value); }
 };
 
-// V values that lie side by side, aligned to 16 bytes unless V is 1.
-template <class T, int V>
-struct alignas(V == 1 ? alignof(T) : 16) Pack {
-  T value[V];
-};
-
+// Of data that is read once.
 template <int V, class T>
 __device__ __forceinline__ Pack<T, V> read(const T* from) {
-  Pack<T, V> pack;
   if constexpr (V == 1) {
-    pack.value[0] = simt::gld(from);
+    return {simt::gld_stream(from)};
   } else {
-    static_assert(sizeof(pack) % 16 == 0);
+    Pack<T, V> pack;
 #pragma unroll
     for (int i = 0; i < int(sizeof(pack) / 16); ++i) {
-      reinterpret_cast<uint4*>(pack.value)[i] = simt::gld(reinterpret_cast<const uint4*>(from) + i);
+      const uint4 words = simt::gld_stream(reinterpret_cast<const uint4*>(from) + i);
+      std::memcpy(pack.word + 4 * i, &words, 16);
     }
+    return pack;
   }
-  return pack;
 }
 
 template <int V, class T>
-__device__ __forceinline__ void write(T* to, const Pack<T, V>& pack) {
+__device__ __forceinline__ void write(T* to, const acc_t<T> (&x)[V]) {
   if constexpr (V == 1) {
-    simt::gst(to, pack.value[0]);
+    simt::gst(to, T(x[0]));
   } else {
-    static_assert(sizeof(pack) % 16 == 0);
+    Pack<T, V> pack;
+    pack.set(x);
 #pragma unroll
     for (int i = 0; i < int(sizeof(pack) / 16); ++i) {
-      simt::gst(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(pack.value)[i]);
+      const unsigned* word = pack.word + 4 * i;
+      simt::gst_stream(reinterpret_cast<uint4*>(to) + i, make_uint4(word[0], word[1], word[2], word[3]));
     }
   }
 }
 
-// ---- Sums in a fixed order, the same on every thread that takes part.
+// Rows of channels, or vectors of a flat array, that a thread takes at once so that 4 to 8 loads of 16 bytes are in
+// flight and fit its registers.
+template <class A, class G, int V, bool elementwise>
+constexpr int together = V > 1 && elementwise && sizeof(G) > sizeof(A) ? 2 : 4;
 
-// Over groups of `width` lanes, a power of two.
+// ---- Sums in a fixed order
+
+// Over groups of `width` lanes, a power of two; every lane gets it.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value, int width = warp_threads) {
-  for (int distance = width / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(all_lanes, value, distance);
+#pragma unroll
+  for (int distance = warp_threads / 2; distance > 0; distance /= 2) {
+    if (distance < width) value += __shfl_xor_sync(all_lanes, value, distance);
   }
   return value;
 }
 
-// Over the block. scratch: shared, one number a warp.
-__device__ __forceinline__ double block_sum(double value, double* scratch) {
-  value = warp_sum(value);
-  __syncthreads();  // an earlier sum may still be read
-  if (lane() == 0) scratch[warp()] = value;
+// Of eight or four numbers at once: lane l gets that of number l * count / 32. Lanes exchange halves of what they hold,
+// so that 8 sums take 9 shuffles.
+template <int count, class T>
+__device__ __forceinline__ T warp_sums(T (&values)[count]) {
+#pragma unroll
+  for (int distance = warp_threads / 2, half = count / 2; distance > 0; distance /= 2, half /= 2) {
+    const bool upper = (lane() & distance) != 0;
+    if (half == 0) values[0] += __shfl_xor_sync(all_lanes, values[0], distance);
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const T sent = upper ? values[i] : values[i + half], kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(all_lanes, sent, distance);
+    }
+  }
+  return values[0];
+}
+
+// Over the block, for every thread. scratch: shared, [warps, count]; not in use before the next barrier.
+template <int count, class T>
+__device__ __forceinline__ void block_sums(T (&values)[count], T* scratch) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    values[i] = warp_sum(values[i]);
+    if (lane() == 0) scratch[warp() * count + i] = values[i];
+  }
   __syncthreads();
-  double sum = 0;
-  for (int i = 0; i < block_warps; ++i) sum += scratch[i];
-  return sum;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    values[i] = 0;
+#pragma unroll
+    for (int w = 0; w < block_warps; ++w) values[i] += scratch[w * count + i];
+  }
+}
+
+// ---- Products of tiles, by a warp on tensor cores: c [16, 8] += a [16, 8] b [8, 8]
+//
+// Lane l holds rows r = l / 4 and r + 8, and with t = l % 4
+//   a: (r, t), (r + 8, t), (r, t + 4), (r + 8, t + 4);  b: (t, r), (t + 4, r);
+//   c: (r, 2 t), (r, 2 t + 1), (r + 8, 2 t), (r + 8, 2 t + 1).
+
+__device__ __forceinline__ int fragment_row() { return lane() / 4; }
+__device__ __forceinline__ int fragment_column() { return lane() % 4; }
+
+// float32 as the sum of two tf32 numbers; of their four products the smallest is left out.
+__device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  unsigned a_high[4], a_low[4], b_high[2], b_low[2];
+  const auto split = [](float x, unsigned& high, unsigned& low) {
+    high = __float_as_uint(x) & 0xffffe000u;
+    low = __float_as_uint(x - __uint_as_float(high));
+  };
+#pragma unroll
+  for (int i = 0; i < 4; ++i) split(a[i], a_high[i], a_low[i]);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) split(b[i], b_high[i], b_low[i]);
+  simt::mma_tf32(c, a_high, b_low);
+  simt::mma_tf32(c, a_low, b_high);
+  simt::mma_tf32(c, a_high, b_high);
+}
+
+__device__ __forceinline__ void mma(double (&c)[4], const double (&a)[4], const double (&b)[2]) {
+#pragma unroll
+  for (int rows = 0; rows < 2; ++rows) {
+    double part[2] = {c[2 * rows], c[2 * rows + 1]};
+    simt::mma_f64(part, a[rows], b[0]);
+    simt::mma_f64(part, a[rows + 2], b[1]);
+    c[2 * rows] = part[0], c[2 * rows + 1] = part[1];
+  }
 }
 
 }  // namespace cgc::CGC_ISA

@@ -1,128 +1,124 @@
-// Warps by a 3 x 3 matrix: a sweep over the pixels of the view, and its adjoint.
+// Warps by a 3 x 3 matrix: a sweep over the pixels of the view, in double (docs/mathematics.md, section 3).
 #pragma once
 
-#include "resample_shared.cuh"
-
 #include "../common/taps.h"
+#include "resample.cuh"
 
 namespace cgc::CGC_ISA {
 
+// What a sweep adds up at every cell, [3, slots]: U^T T(U o U^T) U, (T U)^T (T U) o and (T U)^T U a U^T.
+enum WarpMap { map_seen, map_gram, map_adjoint, warp_maps };
+
 // One row of pixels in the table: along y the sampled values times their shares, along x the shares.
 struct WarpTable {
-  Span seen_y, adjoint_y, from_x, up_x;  // [pixels, cells]
+  double *seen_y, *adjoint_y, *from_x, *up_x;  // [pixels, cells]
 };
 
+// visit(cell, share) for the cells of a stencil.
+template <class F>
+__device__ __forceinline__ void each_cell(const Stencil& stencil, F&& visit) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < stencil.count) visit(stencil.cell[i], stencil.share[i]);
+  }
+}
+
 // The upsampled map of the augmented view.
-__device__ __forceinline__ double upsampled(const ResampleShared& shared, int row, const Tap& x) {
-  const Tap y = upsample_tap(row, shared.y.size, shared.y.cells);
-  const Span low = shared.augmented + y.low * shared.x.cells, high = shared.augmented + y.high * shared.x.cells;
+__device__ __forceinline__ double upsampled(const Resample& call, const double* augmented, int row, const Tap& x) {
+  const int width = int(call.width);
+  const Tap y = upsample_tap(row, int(call.size_h), int(call.height));
+  const double *low = augmented + y.low * width, *high = augmented + y.high * width;
   return (1 - y.share) * ((1 - x.share) * low[x.low] + x.share * low[x.high]) +
          y.share * ((1 - x.share) * high[x.low] + x.share * high[x.high]);
 }
 
 // What one augmented pixel takes from the original's map, and the upsampled map of the augmented view there.
-__device__ __forceinline__ void sample_pixel(const ResampleShared& shared, const double* inverse, int row, int column,
-                                             int slot, bool whole, const WarpTable& table) {
-  const Axis &y = shared.y, &x = shared.x;
-  const Span seen_y = table.seen_y + slot * y.cells, adjoint_y = table.adjoint_y + slot * y.cells;
-  const Span from_x = table.from_x + slot * x.cells, up_x = table.up_x + slot * x.cells;
-#pragma unroll 1
-  for (int i = 0; i < y.cells; ++i) seen_y[i] = adjoint_y[i] = 0;
-#pragma unroll 1
-  for (int i = 0; i < x.cells; ++i) from_x[i] = up_x[i] = 0;
+__device__ __forceinline__ void sample_pixel(const Resample& call, const ResampleShared<double>& shared,
+                                             const double* inverse, int row, int column, int slot, bool whole,
+                                             const WarpTable& table) {
+  const int height = int(call.height), width = int(call.width);
+  const int size_h = int(call.size_h), size_w = int(call.size_w);
+  double *seen_y = table.seen_y + slot * height, *adjoint_y = table.adjoint_y + slot * height;
+  double *from_x = table.from_x + slot * width, *up_x = table.up_x + slot * width;
+  for (int i = 0; i < height; ++i) seen_y[i] = adjoint_y[i] = 0;
+  for (int i = 0; i < width; ++i) from_x[i] = up_x[i] = 0;
   double at_x, at_y;
   if (!warp_source(inverse, column, row, at_x, at_y)) return;
-  int left, right;  // columns that the pixel takes from
-  {
-    Stencil stencil;
-    const auto up = [&](cell_t pixel) { return upsample_tap(pixel, x.size, x.cells); };
-    if (!warp_stencil(at_x, x.size, up, stencil)) return;
-    add_stencil(stencil, 1, from_x);
-    left = stencil.cell[0];
-    right = stencil.count == 2 ? stencil.cell[1] : stencil.count == 3 ? stencil.cell[2] : stencil.cell[3];
-  }
-  Stencil stencil;
-  const auto up = [&](cell_t pixel) { return upsample_tap(pixel, y.size, y.cells); };
-  if (!warp_stencil(at_y, y.size, up, stencil)) return;
-  const Tap tap_x = upsample_tap(column, x.size, x.cells);
-  add_stencil(stencil, upsampled(shared, row, tap_x), adjoint_y);
+  Stencil from_columns, from_rows;
+  const auto up_columns = [&](cell_t pixel) { return upsample_tap(pixel, size_w, width); };
+  const auto up_rows = [&](cell_t pixel) { return upsample_tap(pixel, size_h, height); };
+  if (!warp_stencil(at_x, size_w, up_columns, from_columns)) return;
+  each_cell(from_columns, [&](int j, double share) { from_x[j] += share; });
+  if (!warp_stencil(at_y, size_h, up_rows, from_rows)) return;
+  const Tap tap_x = upsample_tap(column, size_w, width);
+  const double up = upsampled(call, shared.augmented, row, tap_x);
+  each_cell(from_rows, [&](int i, double share) { adjoint_y[i] += up * share; });
   if (!whole) return;
   double seen = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i >= stencil.count) continue;
-    const Span cells = shared.original + stencil.cell[i] * x.cells;
+  each_cell(from_rows, [&](int i, double share) {
     double along = 0;
-#pragma unroll 1
-    for (int j = left; j <= right; ++j) along += from_x[j] * cells[j];
-    seen += stencil.share[i] * along;
-  }
-  add_stencil(stencil, seen, seen_y);
+    each_cell(from_columns, [&](int j, double of_row) { along += of_row * shared.original[i * width + j]; });
+    seen += share * along;
+  });
+  each_cell(from_rows, [&](int i, double share) { seen_y[i] += seen * share; });
   up_x[tap_x.low] += seen * (1 - tap_x.share);
   up_x[tap_x.high] += seen * tap_x.share;
 }
 
-// image = U^T T(U o U^T) U, work = (T U)^T (T U) o, both only if `whole`, and out = (T U)^T U a U^T. Cells have
-// owners, so nothing is added out of order; where cells are fewer than threads, several share one and are summed last.
-__device__ __forceinline__ void sweep(const Resample& call, const ResampleShared& shared, int sample, bool whole) {
-  const Axis &y = shared.y, &x = shared.x;
-  const int cells = y.cells * x.cells, sharers = maximum(1, block_threads / cells);
-  const int pixels = shared.table_size / pixel_doubles(y.cells, x.cells);
-  const WarpTable table{shared.table, shared.table + pixels * y.cells, shared.table + 2 * pixels * y.cells,
-                        shared.table + pixels * (2 * y.cells + x.cells)};
-  each(sharers * cells, [&](int i) { shared.image[i] = shared.work[i] = shared.out[i] = 0; });
+// Adds one chunk of a row of pixels to the maps. Cells have owners, so nothing is added out of order.
+__device__ __forceinline__ void add_chunk(const Resample& call, const WarpTable& table, int row, int count, int sharers,
+                                          double* maps) {
+  const int height = int(call.height), width = int(call.width), cells = height * width;
+  const Tap tap = upsample_tap(row, int(call.size_h), height);
+  each(sharers * cells, [&](int own) {
+    const int sharer = own / cells, cell = own - sharer * cells, i = cell / width, j = cell - i * width;
+    double seen = 0, gram = 0, adjoint = 0;
 #pragma unroll 1
-  for (int row = 0; row < y.size; ++row) {
-    const Tap tap = upsample_tap(row, y.size, y.cells);
+    for (int slot = sharer; slot < count; slot += sharers) {
+      const double share = table.from_x[slot * width + j];
+      adjoint += share * table.adjoint_y[slot * height + i];
+      gram += share * table.seen_y[slot * height + i];
+      seen += table.up_x[slot * width + j];
+    }
+    const double up = (tap.low == i ? 1 - tap.share : 0) + (tap.high == i ? tap.share : 0);
+    maps[map_seen * slots(cells) + own] += up * seen;
+    maps[map_gram * slots(cells) + own] += gram;
+    maps[map_adjoint * slots(cells) + own] += adjoint;
+  });
+}
+
+// Fills the maps, the first two only if `whole`, from shared.original and shared.augmented. Where cells are fewer than
+// threads, several share one and are summed last; each cell then by the thread of each_entry, which needs no barrier.
+__device__ __forceinline__ void sweep(const Resample& call, const ResampleShared<double>& shared, index_t sample,
+                                      double* maps, bool whole) {
+  const int height = int(call.height), width = int(call.width), size_w = int(call.size_w);
+  const int cells = height * width, sharers = maximum(1, block_threads / cells);
+  const int pixels = shared.table_size(height, width) / (2 * (height + width));
+  const WarpTable table{shared.table, shared.table + pixels * height, shared.table + 2 * pixels * height,
+                        shared.table + pixels * (2 * height + width)};
+  each(warp_maps * slots(cells), [&](int i) { maps[i] = 0; });
 #pragma unroll 1
-    for (int first = 0; first < x.size; first += pixels) {
-      const int count = minimum(pixels, x.size - first);
+  for (int row = 0; row < int(call.size_h); ++row) {
+#pragma unroll 1
+    for (int first = 0; first < size_w; first += pixels) {
+      const int count = minimum(pixels, size_w - first);
       __syncthreads();
       each(count, [&](int slot) {
-        sample_pixel(shared, call.inverses + index_t(sample) * 9, row, first + slot, slot, whole, table);
+        sample_pixel(call, shared, call.inverses + sample * 9, row, first + slot, slot, whole, table);
       });
       __syncthreads();
-      each(sharers * cells, [&](int own) {
-        const int sharer = own / cells, cell = own - sharer * cells, i = cell / x.cells, j = cell - i * x.cells;
-        double seen = 0, gram = 0, adjoint = 0;
-#pragma unroll 1
-        for (int slot = sharer; slot < count; slot += sharers) {
-          const double share = table.from_x[slot * x.cells + j];
-          adjoint += share * table.adjoint_y[slot * y.cells + i];
-          gram += share * table.seen_y[slot * y.cells + i];
-          seen += table.up_x[slot * x.cells + j];
-        }
-        const double up = (tap.low == i ? 1 - tap.share : 0) + (tap.high == i ? tap.share : 0);
-        shared.image[own] += up * seen;
-        shared.work[own] += gram;
-        shared.out[own] += adjoint;
-      });
+      add_chunk(call, table, row, count, sharers, maps);
     }
   }
   __syncthreads();
   each(cells, [&](int cell) {
 #pragma unroll 1
     for (int sharer = 1; sharer < sharers; ++sharer) {
-      shared.image[cell] += shared.image[sharer * cells + cell];
-      shared.work[cell] += shared.work[sharer * cells + cell];
-      shared.out[cell] += shared.out[sharer * cells + cell];
+#pragma unroll
+      for (int m = 0; m < warp_maps; ++m)
+        maps[m * slots(cells) + cell] += maps[m * slots(cells) + sharer * cells + cell];
     }
   });
-  __syncthreads();
-}
-
-// out = (T U)^T U out U^T; nothing else changes.
-__device__ __forceinline__ void adjoint_sweep(const Resample& call, const ResampleShared& shared, int sample) {
-  const int count = shared.y.cells * shared.x.cells;
-  // Neither map of the views is needed any more.
-  each(count, [&](int p) {
-    shared.original[p] = shared.image[p];
-    shared.augmented[p] = shared.out[p];
-  });
-  __syncthreads();
-  sweep(call, shared, sample, false);
-  each(count, [&](int p) { shared.image[p] = shared.original[p]; });
-  __syncthreads();
 }
 
 }  // namespace cgc::CGC_ISA

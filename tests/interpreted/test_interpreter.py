@@ -218,6 +218,13 @@ def test_programs_that_overlap_race(first, second, earlier):
             kernels.shift[(2,)](*given, BY=0, BLOCK=4)
 
 
+def test_programs_that_overlap_in_elements_of_two_sizes_race():
+    """As views of one buffer may: the four numbers that a program stores lie over those that the next one loads."""
+    memory = torch.zeros(64, dtype=torch.uint8)
+    with without_races(), pytest.raises(Race, match="by program 1 after a store by program 0"):
+        kernels.shift[(2,)](memory.view(torch.float32), memory.view(torch.float64), BY=0, BLOCK=4)
+
+
 def test_programs_that_store_to_one_place_race():
     with without_races(), pytest.raises(Race, match=r"store of out .* by program 1 after a store by program 0"):
         kernels.divide[(2,)](torch.ones(1), torch.ones(1), 2.0)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import test_cgc
 import test_golden
+import test_host_path
 import test_ops
 import torch
 from cases import KINDS, VIEWS, assert_same_loss, cases, crop_flip, evaluate, lay_out, poison, simple_case
@@ -149,7 +150,9 @@ LAWS = [
     (test_cgc.test_upstream_gradient, ()),
     (test_cgc.test_the_same_tensor_as_both_views, ()),
     (test_cgc.test_matrices_in_float32_and_as_affine, ()),
-    (test_cgc.test_crops_in_any_integer_dtype, (torch.int32,)),
+    (test_cgc.test_crops_in_any_integer_dtype, ("released", torch.int32, "columns")),
+    (test_cgc.test_crops_in_any_integer_dtype, ("paper", torch.uint8, "sliced")),
+    (test_cgc.test_crops_expanded_with_stride_0, ()),
 ]
 
 
@@ -199,7 +202,7 @@ def test_a_crop_outside_the_view_reads_nothing_outside():
     case = simple_case(batch=3)
     wild = [[-5, 90, 3], [70, -9, 0], [400, 5, -2], [9, 200, 0], [1, 0, 1]]
     maps = torch.rand(2, 3, 4, 5)
-    rows, *_ = torch.ops.cgc_kernels_triton.resample(*maps, torch.tensor(wild).T.contiguous(), 9, 11, 1e-8, 1)
+    rows, *_ = torch.ops.cgc_kernels_triton.resample(*maps, [torch.tensor(field) for field in wild], 9, 11, 1e-8, 1)
     assert rows.isfinite().all()
     assert case.settings["image_size"] == (9, 11)
 
@@ -295,21 +298,33 @@ def op(name):
 
 @pytest.mark.parametrize("given", test_ops.CGCS)
 def test_opcheck(given):
-    test_ops.check_cgc(lambda name: getattr(torch.ops.cgc_kernels_triton, name).default, given)
+    test_ops.check_cgc(op, given)
+
+
+@pytest.mark.parametrize("weighting", test_host_path.WEIGHTINGS)
+@pytest.mark.parametrize("objective", test_cgc.OBJECTIVES)
+def test_eager_equals_the_operator(objective, weighting):
+    arguments = ("triton", weighting, objective, torch.float32, "cgc_kernels_triton")
+    test_host_path.check_eager_equals_the_operator(*arguments)
+
+
+@pytest.mark.parametrize("given", test_ops.CGCS)
+def test_what_is_saved(given):
+    test_ops.check_what_is_saved(op, given)
 
 
 def test_unwanted_gradients_are_empty():
     tensors, transform, rest = test_ops.cgc_arguments(*test_ops.CGCS[2])
-    loss, heatmaps, _, *saved = op("cgc")(*tensors, transform, *rest)
+    loss, saved = op("cgc")(*tensors, transform, *rest)
     for needs in (1, 4, 6):
-        grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, heatmaps, *saved, *rest, needs)
+        grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, saved, *rest, needs)
         assert [g.numel() > 0 for g in grads] == [bool(needs >> i & 1) for i in range(4)]
 
 
 def test_fake_kernels_allocate_what_the_real_ones_do():
     tensors, transform, rest = test_ops.cgc_arguments(*test_ops.CGCS[2])
     real = op("cgc")(*tensors, transform, *rest)
-    fakes = op("cgc")(*(t.to("meta") for t in tensors), transform.to("meta"), *rest)
+    fakes = op("cgc")(*test_ops.on("meta", (*tensors, transform)), *rest)
     for one, fake in zip(real, fakes, strict=True):
         assert (one.shape, one.dtype, one.stride()) == (fake.shape, fake.dtype, fake.stride())
 

@@ -6,10 +6,11 @@ import torch
 from compare import assert_close, assert_same_bits
 from interpreter import program_order
 
-from cgc_kernels.backends import torch as peer
-from cgc_kernels.backends import triton
+from cgc_kernels import backends
 
 pytestmark = test_ops.pytestmark
+
+triton, peer = backends.named("triton"), backends.named("torch")
 
 
 def rows_and_positives(batch, length):

@@ -6,11 +6,11 @@ import torch
 from cases import crop_flip, warp, with_inverse
 from compare import assert_close
 
-from cgc_kernels import CropFlip
-from cgc_kernels.backends import torch as peer
-from cgc_kernels.backends import triton
+from cgc_kernels import CropFlip, backends
 
 pytestmark = test_ops.pytestmark
+
+triton, peer = backends.named("triton"), backends.named("torch")
 
 SIZE = (23, 34)
 OUTPUTS = ("rows", "keys", "positives")

@@ -43,6 +43,9 @@ BUILD = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
 # The stage that a file serves, if not that of its own name.
 SERVES = {
     "taps": "resample",
+    "columns": "cgc",
+    "crop": "resample",
+    "tensors": "ops",
     "geometry": "resample",
     "gradients": "resample",
     "dtypes": "cam",
@@ -52,8 +55,10 @@ SERVES = {
 STAGES = ("golden", "cam", "resample", "contrast", "cgc")
 BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
-# What kernels of both devices include; the operators themselves, in operators.h, are the host's.
-SHARED_FORMULAS = tuple(f"csrc/common/{name}.h" for name in ("gradients", "loss", "platform", "taps"))
+# What kernels of both devices include; the operators themselves, in operators/, are the host's.
+SHARED_FORMULAS = tuple(
+    f"csrc/common/{name}.h" for name in ("columns", "crop", "gradients", "loss", "platform", "taps")
+)
 
 TARGETS = {
     "triton": Target(
@@ -67,14 +72,14 @@ TARGETS = {
         environment={"TRITON_INTERPRET": "1"},
     ),
     "cuda": Target(
-        sources=("csrc/cuda/*.cuh", *SHARED_FORMULAS),
+        sources=("csrc/cuda/*.cu", "csrc/cuda/*.cuh", *SHARED_FORMULAS),
         generate=cpp_source.mutants,
         tests=((*PYTEST, "tests/test_cuda_emulated*.py"), (*PYTEST, "tests/test_cuda_faults.py")),
         ignored_files=(*BINARIES[:2], "build/simt/**/*"),
-        tuning=("residency", "plan"),
+        tuning=("split_channels", "pixel_parts", "table_elements", "contrast_forward_of"),
     ),
     "cpp": Target(
-        sources=("csrc/cpu/*.h", "csrc/common/*.h"),
+        sources=("csrc/cpu/*.h", "csrc/common/**/*.h"),
         generate=cpp_source.mutants,
         tests=(
             (*PYTEST, "-k", "cpp", "tests/test_{stage}.py"),

@@ -8,16 +8,12 @@ using simt::tensors;
 
 extern "C" {
 
-// seed: the schedule, 0 for threads in order. yield_p: chance of a context switch before each memory access.
-void simt_setup(unsigned seed, double yield_p) {
+// seed: the schedule, 0 for threads in order. yield_p: chance of a context switch before each memory access. dependent:
+// whether dependent launches start before their predecessor has ended.
+void simt_setup(unsigned seed, double yield_p, bool dependent) {
   simt::config.seed = seed;
   simt::config.yield_p = yield_p;
-}
-
-// The device: blocks that it holds at once, and whether it takes cooperative launches.
-void simt_device(int resident_blocks, bool cooperative) {
-  simt::config.resident_blocks = resident_blocks;
-  simt::config.cooperative = cooperative;
+  simt::config.dependent = dependent;
 }
 
 // Kernels that were started since the process began.
@@ -26,11 +22,18 @@ unsigned simt_launches() { return simt::launch_number; }
 // Registers a buffer of global memory. Once there is one, an access to anything unregistered is out of bounds.
 // element: bytes of the smallest access to it.
 void simt_watch(const void* data, std::size_t bytes, const char* name, std::size_t element) {
+  for (const auto& tensor : tensors) {  // the host may have written what it passes again
+    const char* const begin = static_cast<const char*>(data);
+    const bool overlaps = begin < tensor->data + tensor->bytes && tensor->data < begin + bytes;
+    if (overlaps) tensor->shadow.registered = simt::launch_number;
+  }
   tensors.emplace_back(new simt::Tensor);
   tensors.back()->data = static_cast<const char*>(data);
   tensors.back()->bytes = bytes;
   tensors.back()->name = name;
   tensors.back()->shadow.reset(bytes, element);
+  tensors.back()->shadow.global = true;
+  tensors.back()->shadow.registered = simt::launch_number;
 }
 
 // The same, of a buffer whose bytes must be written by a kernel before one reads them.
@@ -42,6 +45,7 @@ void simt_watch_output(const void* data, std::size_t bytes, const char* name, st
 // Forgets buffers, counts and errors.
 void simt_reset() {
   tensors.clear();
+  simt::forget_launches();
   simt::forget_errors();
 }
 
@@ -51,8 +55,9 @@ unsigned long long simt_errors() {
   return sum;
 }
 
-// counts: of out of bounds, races, reads of what nothing wrote, bad warp operations, deadlocks, other misuse.
-void simt_error_counts(unsigned long long counts[6]) {
+// counts: of out of bounds, races, reads of what nothing wrote, bad warp operations, deadlocks, other misuse, accesses
+// before the wait for the predecessor.
+void simt_error_counts(unsigned long long counts[7]) {
   std::copy(std::begin(simt::errors), std::end(simt::errors), counts);
 }
 

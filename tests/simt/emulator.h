@@ -1,11 +1,11 @@
-// A CUDA device on one CPU thread, for g++: what <cuda_runtime.h> and <cooperative_groups.h> give a kernel under nvcc.
+// A CUDA device on one CPU thread, for g++: what <cuda_runtime.h> and simt.h give a kernel under nvcc.
 //
 // Every CUDA thread is a fiber. Barriers and shuffles switch fibers, so that any order of threads can be played, again
 // and again from one seed. NVIDIA's own headers convert bfloat16 and float16.
 //
 // `__shared__` is plain static storage, which the linker gathers in the zero-initialised data of the kernels' library:
 // that whole range is the static shared memory, filled with 0xFF (NaN) when a block starts and exchanged when another
-// block of a cooperative grid runs. So kernels' sources keep no other mutable statics.
+// block runs in between. So kernels' sources keep no other mutable statics.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -47,23 +47,20 @@ extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], __bss_star
 namespace simt {
 
 template <class Kernel, class... Arguments>
-int launch(bool cooperative, Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, std::uintptr_t stream,
+int launch(bool dependent, Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, std::uintptr_t stream,
            Arguments... arguments) {
   auto thread = [=] { kernel(arguments...); };
   const auto body = [](void* context) { (*static_cast<decltype(thread)*>(context))(); };
-  return run({grid, block, dynamic_bytes, cooperative, stream, body, &thread, sizeof(thread), __ehdr_start, __bss_start,
-              _end});
+  return run(
+      {grid, block, dynamic_bytes, dependent, stream, body, &thread, sizeof(thread), __ehdr_start, __bss_start, _end});
 }
 
 }  // namespace simt
 
 #define SIMT_LAUNCH(kernel, grid, block, shared, stream, ...) \
   simt::launch(false, kernel, (grid), (block), (shared), (std::uintptr_t)(stream), __VA_ARGS__)
-#define SIMT_LAUNCH_COOP(kernel, grid, block, shared, stream, ...) \
+#define SIMT_LAUNCH_DEPENDENT(kernel, grid, block, shared, stream, ...) \
   simt::launch(true, kernel, (grid), (block), (shared), (std::uintptr_t)(stream), __VA_ARGS__)
 #define SIMT_DYN_SHARED(T, name) T* name = static_cast<T*>(simt::dynamic_shared())
 
 #include "intrinsics.h"
-
-// After the intrinsics, which it is made of.
-#include "groups.h"

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = ("out_of_bounds", "race", "uninitialised", "warp_op", "deadlock", "misuse")
+KINDS = ("out_of_bounds", "race", "uninitialised", "warp_op", "deadlock", "misuse", "dependence")
 
 
 class Traffic(NamedTuple):
@@ -47,15 +47,13 @@ class Emulator:
         function = getattr(self._library, name)
         return lambda *arguments: function(*map(_argument, arguments))
 
-    def setup(self, seed: int = 0, yield_p: float = 0.0, resident_blocks: int = 4, cooperative: bool = True) -> None:
+    def setup(self, seed: int = 0, yield_p: float = 0.0, dependent: bool = True) -> None:
         """Forgets what was watched and found; chooses the schedule and the share of accesses with a context switch.
 
-        resident_blocks, cooperative: of the device: blocks that it holds at once, and whether it takes cooperative
-        launches.
+        dependent: whether the device lets a dependent launch start before its predecessor has ended.
         """
         self._library.simt_reset()
-        self._library.simt_device(ctypes.c_int(resident_blocks), ctypes.c_bool(cooperative))
-        self._library.simt_setup(ctypes.c_uint(seed), ctypes.c_double(yield_p))
+        self._library.simt_setup(ctypes.c_uint(seed), ctypes.c_double(yield_p), ctypes.c_bool(dependent))
         self._kept = []
 
     def watch(self, **tensors) -> None:

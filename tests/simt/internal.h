@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "order.h"
 #include "races.h"
 #include "runtime.h"
 
@@ -19,7 +20,7 @@ extern dim3 blockDim, gridDim;
 
 namespace simt {
 
-enum class State { ready, at_barrier, at_warp_op, at_grid_barrier, done };
+enum class State { ready, at_barrier, at_warp_op, at_wait, done };
 
 struct Tensor;
 
@@ -44,7 +45,7 @@ struct Lane {
   WarpOp op;
   unsigned mask, ballot;
   int argument, width, bytes;
-  alignas(16) char value[16], result[16];
+  alignas(16) char value[48], result[48];
 };
 
 struct Warp {
@@ -61,6 +62,7 @@ struct Fiber {
   uint3 index;
   unsigned rank, warp_epoch;
   Warp* warp;
+  bool waited;  // for the predecessor
   Barrier barrier;
   int predicate, result;
 };
@@ -71,7 +73,8 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<Fiber*> ready, next;  // to run in this round, in the next one
-  int live, at_barrier, at_grid_barrier;
+  int live, at_barrier, at_wait;
+  bool waited, may_pass;                   // a thread has waited for the predecessor; that has ended
   unsigned epoch;                          // counts barriers
   std::unique_ptr<char[]> dynamic, image;  // dynamic shared memory; static shared memory while another block runs
   std::size_t dynamic_bytes = 0;
@@ -82,8 +85,8 @@ struct Block {
 
   ~Block();
   void start(const Launch& launch, unsigned rank);
-  bool step();  // until all threads have returned (true) or wait at a grid barrier (false)
-  void release_grid_barrier();
+  bool step();  // until all threads have returned (true) or wait for the predecessor (false)
+  void pass();  // the predecessor has ended
   void finish();
   void wake(Fiber& fiber);
 };
@@ -91,15 +94,19 @@ struct Block {
 extern const Launch* launched;  // null between launches
 extern Block* block;            // the running one
 extern Fiber* fiber;
-extern std::uint32_t era, launch_number;  // era counts launches and grid barriers
+extern std::uint32_t launch_number;
+extern const void* launch_site;  // where the host launches
 
 void switch_away();                               // of the running fiber; its state says what it waits for
 void complete_warp_op(Block& block, Warp& warp);  // lets lanes go that have all arrived
+void multiply(Warp& warp, WarpOp op);             // an mma by all lanes, from their values to their results
 void count_requests(Block& block);                // adds what the block's warps sent to memory to the tensors' counts
+void forget_launches();
 struct Deadlock {};
 
-enum class Error { out_of_bounds, race, uninitialised, warp_op, deadlock, misuse, count };
-// Counts an error of the running thread; the first ones are printed and kept.
+enum class Error { out_of_bounds, race, uninitialised, warp_op, deadlock, misuse, dependence, count };
+extern const void* running_site;  // of what is being checked, if it is known
+// Counts an error of the running thread; the first ones of each kind are printed and kept.
 __attribute__((format(printf, 2, 3))) void fail(Error kind, const char* format, ...);
 
 }  // namespace simt

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 // ---- Barriers.
 
@@ -61,33 +62,67 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = warpSize) {
 // so that its return address tells call sites apart.
 
 #ifdef __SANITIZE_THREAD__
-#define SIMT_ACCESSOR __attribute__((noinline, no_sanitize("thread")))
-#define SIMT_ACCESS(address, bytes, write, atomic) \
-  simt::access(address, bytes, write, atomic, __builtin_return_address(0))
+#define SIMT_UNSEEN __attribute__((no_sanitize("thread")))
+#define SIMT_ACCESSOR __attribute__((noinline)) SIMT_UNSEEN
+#define SIMT_ACCESS(address, bytes, write, path) \
+  simt::access(address, bytes, write, simt::Path::path, __builtin_return_address(0))
 #else
-#define SIMT_ACCESSOR inline
-#define SIMT_ACCESS(address, bytes, write, atomic)
+#define SIMT_UNSEEN
+#define SIMT_ACCESSOR
+#define SIMT_ACCESS(address, bytes, write, path)
 #endif
 
 namespace simt {
 
 template <class T>
 SIMT_ACCESSOR T gld(const T* source) {
-  SIMT_ACCESS(source, sizeof(T), false, false);
+  SIMT_ACCESS(source, sizeof(T), false, plain);
   return *source;
 }
 
 template <class T>
 SIMT_ACCESSOR void gst(T* target, const T& value) {
-  SIMT_ACCESS(target, sizeof(T), true, false);
+  SIMT_ACCESS(target, sizeof(T), true, plain);
   *target = value;
+}
+
+template <class T>
+SIMT_ACCESSOR T gld_stream(const T* source) {
+  SIMT_ACCESS(source, sizeof(T), false, read_only);
+  return *source;
+}
+
+template <class T>
+SIMT_ACCESSOR void gst_stream(T* target, const T& value) {
+  SIMT_ACCESS(target, sizeof(T), true, plain);
+  *target = value;
+}
+
+template <class T>
+SIMT_ACCESSOR T take_ticket(T* counter) {
+  static_assert(std::is_same<T, unsigned>::value, "a counter of tickets is unsigned");
+  SIMT_ACCESS(counter, sizeof(T), true, atomic);
+  draw_ticket(counter);
+  return (*counter)++;
+}
+
+SIMT_UNSEEN inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  MmaTf32 lane{{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  warp_op(WarpOp::mma_tf32, 0xffffffffu, &lane, &lane, sizeof(lane), 0, warpSize);
+  for (int i = 0; i < 4; ++i) d[i] = lane.d[i];
+}
+
+SIMT_UNSEEN inline void mma_f64(double (&d)[2], double a, double b) {
+  MmaF64 lane{{d[0], d[1]}, a, b};
+  warp_op(WarpOp::mma_f64, 0xffffffffu, &lane, &lane, sizeof(lane), 0, warpSize);
+  for (int i = 0; i < 2; ++i) d[i] = lane.d[i];
 }
 
 }  // namespace simt
 
 template <class T>
 T __ldg(const T* source) {
-  return simt::gld(source);
+  return simt::gld_stream(source);
 }
 template <class T>
 T __ldcs(const T* source) {
@@ -100,28 +135,28 @@ void __stcs(T* target, T value) {
 
 template <class T>
 SIMT_ACCESSOR T atomicAdd(T* target, T value) {
-  SIMT_ACCESS(target, sizeof(T), true, true);
+  SIMT_ACCESS(target, sizeof(T), true, atomic);
   const T old = *target;
   *target = old + value;
   return old;
 }
 template <class T>
 SIMT_ACCESSOR T atomicMax(T* target, T value) {
-  SIMT_ACCESS(target, sizeof(T), true, true);
+  SIMT_ACCESS(target, sizeof(T), true, atomic);
   const T old = *target;
   if (value > old) *target = value;
   return old;
 }
 template <class T>
 SIMT_ACCESSOR T atomicExch(T* target, T value) {
-  SIMT_ACCESS(target, sizeof(T), true, true);
+  SIMT_ACCESS(target, sizeof(T), true, atomic);
   const T old = *target;
   *target = value;
   return old;
 }
 template <class T>
 SIMT_ACCESSOR T atomicCAS(T* target, T expected, T value) {
-  SIMT_ACCESS(target, sizeof(T), true, true);
+  SIMT_ACCESS(target, sizeof(T), true, atomic);
   const T old = *target;
   if (old == expected) *target = value;
   return old;

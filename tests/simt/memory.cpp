@@ -8,18 +8,19 @@
 #include <string>
 
 #include "memory.h"
+#include "tickets.h"
 
 namespace simt {
 
 std::vector<std::unique_ptr<Tensor>> tensors;
 unsigned long long errors[int(Error::count)];
 std::string messages;
+const void* running_site;
 
 namespace {
 
-constexpr int most_messages = 8;
-int printed;
-void* running_site;  // of the access that is being checked
+constexpr int most_messages = 8;  // of a kind
+int printed[int(Error::count)];
 
 bool within(const void* address, const void* begin, std::size_t bytes) {
   return std::uintptr_t(address) - std::uintptr_t(begin) < bytes;
@@ -38,26 +39,49 @@ std::uint16_t stream_number() {
   return std::uint16_t(number);
 }
 
-void judge(Shadow& shadow, const char* where, std::size_t offset, std::size_t bytes, bool write, bool atomic) {
+Access running_access(Path path) {
   Access now;
-  now.era = era;
   now.launch = launch_number;
   now.block = block->rank;
   now.epoch = block->epoch;
   now.warp_epoch = fiber->warp_epoch;
   now.stream = stream_number();
-  now.thread = fiber->rank & 0x7fff;
-  now.atomic = atomic;
-  Access before;
-  const char* what = write ? "write of" : "read of";
-  const Conflict conflict = shadow.record(offset, bytes, write, now, before);
+  now.thread = fiber->rank & 0x1fff;
+  now.drawn = tickets.drawn();
+  now.atomic = path == Path::atomic;
+  now.read_only = path == Path::read_only;
+  now.waited = fiber->waited;
+  return now;
+}
+
+void report(Conflict conflict, const char* what, const char* where, std::size_t offset, const Access& now,
+            const Access& before) {
+  const char* earlier = conflict == Conflict::after_write || conflict == Conflict::before_write_ends ? "write" : "read";
   if (conflict == Conflict::unwritten) {
-    fail(Error::uninitialised, "%s %s + %zu, which nothing has written", what, where, offset);
-  } else if (conflict != Conflict::none) {
-    fail(Error::race, "race: %s %s + %zu, not ordered after the %s by block %u thread %u%s", what, where, offset,
-         conflict == Conflict::after_write ? "write" : "read", before.block, unsigned(before.thread),
+    fail(Error::uninitialised, "%s of %s + %zu, which nothing has written", what, where, offset);
+  } else if (conflict == Conflict::after_write || conflict == Conflict::after_read) {
+    fail(Error::race, "race: %s of %s + %zu, not ordered after the %s by block %u thread %u%s", what, where, offset,
+         earlier, before.block, unsigned(before.thread),
          before.launch != now.launch ? " of a launch on another stream" : "");
+  } else if (conflict == Conflict::read_only) {
+    fail(Error::misuse, "%s of %s + %zu, which block %u thread %u of the launch %s",
+         now.read_only ? "gld_stream" : what, where, offset, before.block, unsigned(before.thread),
+         now.read_only ? "wrote" : "read with gld_stream");
+  } else if (conflict == Conflict::before_host_ends) {
+    fail(Error::dependence, "dependence: %s of %s + %zu, which no earlier launch has waited for, before the wait", what,
+         where, offset);
+  } else {
+    fail(Error::dependence,
+         "dependence: %s of %s + %zu before the wait for the %s by block %u thread %u, %u launches ago", what, where,
+         offset, earlier, before.block, unsigned(before.thread), now.launch - before.launch);
   }
+}
+
+void judge(Shadow& shadow, const char* where, std::size_t offset, std::size_t bytes, bool write, Path path) {
+  const Access now = running_access(path);
+  Access before;
+  const Conflict conflict = shadow.record(offset, bytes, write, now, before);
+  if (conflict != Conflict::none) report(conflict, write ? "write" : "read", where, offset, now, before);
 }
 
 void count(Tensor& tensor, unsigned tensor_index, const void* address, std::size_t bytes, bool write) {
@@ -78,7 +102,7 @@ void count(Tensor& tensor, unsigned tensor_index, const void* address, std::size
   }
 }
 
-void check(const void* address, std::size_t bytes, bool write, bool atomic) {
+void check(const void* address, std::size_t bytes, bool write, Path path) {
   const char* shared = launched->shared_begin;
   if (within(address, &threadIdx, sizeof(threadIdx)) || within(address, &blockIdx, sizeof(blockIdx)) ||
       within(address, &blockDim, sizeof(blockDim)) || within(address, &gridDim, sizeof(gridDim)) ||
@@ -88,17 +112,17 @@ void check(const void* address, std::size_t bytes, bool write, bool atomic) {
     return;
   }
   if (within(address, shared, distance(launched->image_end, shared))) {
-    return judge(block->static_shadow, "shared memory", distance(address, shared), bytes, write, atomic);
+    return judge(block->static_shadow, "shared memory", distance(address, shared), bytes, write, path);
   }
   const void* dynamic = block->dynamic.get();
   if (within(address, dynamic, block->dynamic_bytes) && distance(address, dynamic) + bytes <= block->dynamic_bytes) {
-    return judge(block->dynamic_shadow, "dynamic shared memory", distance(address, dynamic), bytes, write, atomic);
+    return judge(block->dynamic_shadow, "dynamic shared memory", distance(address, dynamic), bytes, write, path);
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     Tensor& tensor = *tensors[i];
     if (!within(address, tensor.data, tensor.bytes) || distance(address, tensor.data) + bytes > tensor.bytes) continue;
     count(tensor, unsigned(i), address, bytes, write);
-    return judge(tensor.shadow, tensor.name.c_str(), distance(address, tensor.data), bytes, write, atomic);
+    return judge(tensor.shadow, tensor.name.c_str(), distance(address, tensor.data), bytes, write, path);
   }
   fail(Error::out_of_bounds, "out of bounds: %s %zu bytes at %p", write ? "write of" : "read of", bytes, address);
 }
@@ -107,23 +131,23 @@ void check(const void* address, std::size_t bytes, bool write, bool atomic) {
 
 void fail(Error kind, const char* format, ...) {
   ++errors[int(kind)];
-  if (printed++ >= most_messages) return;
+  if (printed[int(kind)]++ >= most_messages) return;
   char text[512];
   va_list arguments;
   va_start(arguments, format);
   std::vsnprintf(text, sizeof(text), format, arguments);
   va_end(arguments);
-  char line[1024];
+  char line[1100];
+  char who[64] = "", where[512] = "";
+  if (fiber != nullptr) std::snprintf(who, sizeof(who), "; block %u thread %u", block->rank, fiber->rank);
+  const void* const site = fiber != nullptr ? running_site : launch_site;
   Dl_info place{};
-  if (fiber == nullptr) {
-    std::snprintf(line, sizeof(line), "%s\n", text);
-  } else if (running_site != nullptr && dladdr(running_site, &place) != 0) {
+  if (site != nullptr && dladdr(site, &place) != 0) {
     // The call site less one: a return address may belong to the next line.
-    std::snprintf(line, sizeof(line), "%s; block %u thread %u at %s+0x%zx\n", text, block->rank, fiber->rank,
-                  place.dli_fname, distance(running_site, place.dli_fbase) - 1);
-  } else {
-    std::snprintf(line, sizeof(line), "%s; block %u thread %u\n", text, block->rank, fiber->rank);
+    std::snprintf(where, sizeof(where), "%s at %s+0x%zx", fiber != nullptr ? "" : "; launched", place.dli_fname,
+                  distance(site, place.dli_fbase) - 1);
   }
+  std::snprintf(line, sizeof(line), "%s%s%s\n", text, who, where);
   std::fprintf(stderr, "simt: %s", line);
   messages += line;
 }
@@ -162,7 +186,7 @@ void Traffic::add(const Request& request) {
   wasteful += 10 * used < 9 * 32 * request.sectors.size();
 }
 
-void access(const void* address, std::size_t bytes, bool write, bool atomic, void* call_site) {
+void access(const void* address, std::size_t bytes, bool write, Path path, void* call_site) {
   if (fiber == nullptr) return;  // the launcher's own code
   constexpr double scale = 4294967296.0;
   if (config.yield_p > 0 && double(block->random()) < config.yield_p * scale) {
@@ -171,14 +195,16 @@ void access(const void* address, std::size_t bytes, bool write, bool atomic, voi
   }
   if (tensors.empty()) return;
   running_site = call_site;
-  check(address, bytes, write, atomic);
+  check(address, bytes, write, path);
   running_site = nullptr;
 }
+
+void draw_ticket(const void* counter) { tickets.draw(counter, running_access(Path::atomic)); }
 
 void forget_errors() {
   std::memset(errors, 0, sizeof(errors));
   messages.clear();
-  printed = 0;
+  std::fill(std::begin(printed), std::end(printed), 0);
 }
 
 }  // namespace simt

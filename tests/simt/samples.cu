@@ -1,6 +1,9 @@
 // Launches the sample kernels, through ctypes.
 #include "samples.cuh"
 
+#include "samples_mma.cuh"
+#include "samples_order.cuh"
+
 using namespace samples;
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
@@ -10,9 +13,6 @@ EXPORT launch_block_sum(const float* x, float* out, int count, int blocks) {
 }
 EXPORT launch_normalise_rows(const __nv_bfloat16* x, __nv_bfloat16* y, int rows, int columns) {
   return SIMT_LAUNCH((normalise_rows<128>), rows, 128, 4 * sizeof(float), 0, x, y, columns);
-}
-EXPORT launch_shares(const float* x, float* partial, float* y, int count, int blocks) {
-  return SIMT_LAUNCH_COOP(shares, blocks, 64, 0, 0, x, partial, y, count);
 }
 // streams: of the two launches.
 EXPORT launch_shares_in_sequence(const float* x, float* partial, float* y, int count, int blocks, long first_stream,
@@ -39,9 +39,29 @@ EXPORT launch_twice_float16(const __half* x, __half* y, int count) {
 EXPORT launch_twice_bfloat16(const __nv_bfloat16* x, __nv_bfloat16* y, int count) {
   return SIMT_LAUNCH(twice_bfloat16, 1, count, 0, 0, x, y);
 }
+EXPORT launch_sum_by_last(const float* x, float* partial, unsigned* counter, float* out, int count, int blocks,
+                          int threads) {
+  const int first = SIMT_LAUNCH(set_to_zero, 1, 2, 0, 0, counter);
+  return first + SIMT_LAUNCH_DEPENDENT(sum_by_last, blocks, threads, 0, 0, x, partial, counter, out, count);
+}
+EXPORT launch_chain(float* x, float* work, float* y, int count, bool first_depends) {
+  const int blocks = (count + 63) / 64;
+  const int first = first_depends ? SIMT_LAUNCH_DEPENDENT(chain_first, blocks, 64, 0, 1, x, work, count)
+                                  : SIMT_LAUNCH(chain_first, blocks, 64, 0, 1, x, work, count);
+  const int second = SIMT_LAUNCH_DEPENDENT(chain_second, blocks, 64, 0, 1, x, work, count);
+  return first + second + SIMT_LAUNCH_DEPENDENT(chain_third, blocks, 64, 0, 1, work, y, count);
+}
+EXPORT launch_multiply(const float* a, const float* b, float* c, int tiles, int depth, bool split) {
+  return SIMT_LAUNCH((split ? multiply<true> : multiply<false>), tiles / 2, 64, 0, 0, a, b, c, depth);
+}
+EXPORT launch_multiply_double(const double* a, const double* b, double* c, int depth) {
+  return SIMT_LAUNCH(multiply_double, 1, 32, 0, 0, a, b, c, depth);
+}
+EXPORT launch_multiply_by_half(double* c) { return SIMT_LAUNCH(multiply_by_half, 1, 32, 0, 0, c); }
+EXPORT launch_copy_stream(const uint4* x, uint4* y, int count) {
+  return SIMT_LAUNCH(copy_stream, (count + 63) / 64, 64, 0, 0, x, y, count);
+}
 EXPORT launch_warp_operations(int* out) { return SIMT_LAUNCH(warp_operations, 1, 64, 0, 0, out); }
 EXPORT launch_stuck_at_barrier(int threads) { return SIMT_LAUNCH(stuck_at_barrier, 1, 64, 0, 0, threads); }
-EXPORT launch_stuck_at_grid_barrier(int blocks) { return SIMT_LAUNCH_COOP(stuck_at_grid_barrier, 4, 32, 0, 0, blocks); }
-EXPORT launch_grid_barrier_alone() { return SIMT_LAUNCH(stuck_at_grid_barrier, 4, 32, 0, 0, 4); }
 EXPORT launch_with_shared_memory(int* out, int bytes) { return SIMT_LAUNCH(reverse_warps, 1, 64, bytes, 0, out, out); }
 EXPORT launch_bad_shuffle(int* out) { return SIMT_LAUNCH(bad_shuffle, 1, 32, 0, 0, out); }

@@ -5,8 +5,6 @@
 
 namespace samples {
 
-namespace cg = cooperative_groups;
-
 // out[block] = sum of x, tree in static shared memory.
 __global__ void block_sum(const float* x, float* out, int count) {
   __shared__ float partial[256];
@@ -67,40 +65,6 @@ __global__ void __launch_bounds__(Block)
     for (int k = 0; k < 8; ++k) results[k] = __float2bfloat16(__bfloat162float(values[k]) * scale);
     simt::gst(out + i, result);
   }
-}
-
-// partial[block] = a block's share of the sum of x.
-__device__ void partial_sum(const float* x, float* partial, int count) {
-  __shared__ float slots[32];
-  float sum = 0;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) sum += x[i];
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = sum;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  float total = 0;
-  for (unsigned i = 0; i < blockDim.x / 32; ++i) total += slots[i];
-  partial[blockIdx.x] = total;
-}
-
-// y = x / sum of all partials, added in their order.
-__device__ void divide(const float* x, const float* partial, float* y, int count) {
-  float total = 0;
-  for (unsigned i = 0; i < gridDim.x; ++i) total += partial[i];
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) y[i] = x[i] / total;
-}
-
-// The two above in one launch and in two.
-__global__ void shares(const float* x, float* partial, float* y, int count) {
-  partial_sum(x, partial, count);
-#ifndef FAULT_GRID_BARRIER
-  cg::this_grid().sync();
-#endif
-  divide(x, partial, y, count);
-}
-__global__ void shares_first(const float* x, float* partial, int count) { partial_sum(x, partial, count); }
-__global__ void shares_second(const float* x, const float* partial, float* y, int count) {
-  divide(x, partial, y, count);
 }
 
 // bins[value % 16] += 1 for every value.
@@ -171,21 +135,23 @@ __global__ void warp_operations(int* out) {
   mine[1] = __syncthreads_count(threadIdx.x % 2);
   mine[2] = lane < 16 ? __shfl_down_sync(0x0000ffffu, lane, 4, 16) : __shfl_up_sync(0xffff0000u, lane, 4, 16);
   mine[3] = __shfl_sync(0xffffffffu, lane, 5, 8);
-  const auto tile = cg::tiled_partition<8>(cg::this_thread_block());
   int sum = lane;
-  for (int step = 4; step > 0; step /= 2) sum += tile.shfl_xor(sum, step);
+  for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step, 8);
   mine[4] = sum;
   mine[5] = __syncthreads_and(threadIdx.x < 64) + 2 * __syncthreads_or(threadIdx.x == 63) +
             4 * __any_sync(0xffffffffu, lane == 31) + 8 * __all_sync(0xffffffffu, lane < 31);
 }
 
-// Threads that a barrier, a warp operation or a grid barrier waits for in vain.
+// y = x, each 16 bytes of which are read and written once.
+__global__ void copy_stream(const uint4* x, uint4* y, int count) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) simt::gst_stream(y + i, simt::gld_stream(x + i));
+}
+
+// Threads that a barrier or a warp operation waits for in vain.
 __global__ void stuck_at_barrier(int threads) {
   if (int(threadIdx.x) < threads) __syncthreads();
   if (int(threadIdx.x) >= threads) __syncwarp(0xffffffffu);
-}
-__global__ void stuck_at_grid_barrier(int blocks) {
-  if (int(blockIdx.x) < blocks) cg::this_grid().sync();
 }
 __global__ void bad_shuffle(int* out) {
   if (threadIdx.x < 16) out[threadIdx.x] = __shfl_sync(0x0000ffffu, int(threadIdx.x), 20);

@@ -6,7 +6,8 @@
 namespace simt {
 namespace {
 
-bool is_shuffle(WarpOp op) { return op != WarpOp::ballot && op != WarpOp::sync; }
+bool is_mma(WarpOp op) { return op == WarpOp::mma_tf32 || op == WarpOp::mma_f64; }
+bool is_shuffle(WarpOp op) { return op != WarpOp::ballot && op != WarpOp::sync && !is_mma(op); }
 
 // The lane that `lane` reads in a shuffle; itself where the source lies outside its part of the warp.
 int source_lane(const Lane& at, int lane) {
@@ -38,6 +39,13 @@ unsigned vote(const Warp& warp, unsigned lanes) {
   return ballot;
 }
 
+// All lanes of the warp have to be there; otherwise the result is NaN.
+void multiply_together(Warp& warp, unsigned lanes, WarpOp op) {
+  if (lanes == 0xffffffffu) return multiply(warp, op);
+  fail(Error::warp_op, "mma by lanes 0x%x of a warp", lanes);
+  for (Lane& each : warp.lanes) std::memset(each.result, 0xff, sizeof(each.result));
+}
+
 void exchange(Warp& warp, unsigned lanes) {
   for (int i = 0; i < 32; ++i) {
     if (!(lanes >> i & 1)) continue;
@@ -64,6 +72,7 @@ void complete_warp_op(Block& owner, Warp& warp) {
     const WarpOp op = like.op;
     const unsigned ballot = op == WarpOp::ballot ? vote(warp, group) : 0;
     if (is_shuffle(op)) exchange(warp, group);
+    if (is_mma(op)) multiply_together(warp, group, op);
     if (op == WarpOp::sync) ++warp.epoch;
     for (int i = 0; i < 32; ++i) {
       if (!(group >> i & 1)) continue;

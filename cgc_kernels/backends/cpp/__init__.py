@@ -1,9 +1,14 @@
 """The loss as fused C++ kernels on the CPU (csrc/cpu), through the operators of :mod:`cgc_kernels.ops`."""
 
-from ...ops import compiled
-from .. import fused
+from ... import ops
+from ..backend import Backend
 
-cam, resample, contrast, heatmap_loss, cgc = compiled
-entry_points = fused.entry_points("cpp", compiled)
+_REASON = ops.unavailable("cpp")
 
-__all__ = ["cam", "cgc", "contrast", "entry_points", "heatmap_loss", "resample"]
+
+def missing(index: int | None) -> str | None:
+    """Why the kernels cannot serve in this installation, with the remedy; None if they can."""
+    return _REASON
+
+
+BACKEND = Backend("cpp", **ops.compiled._asdict(), device_types=("cpu",), missing=missing)

@@ -1,4 +1,4 @@
-"""The loss as one CUDA kernel each way (csrc/cuda), through the operators of :mod:`cgc_kernels.ops`.
+"""The loss as CUDA kernels (csrc/cuda), through the operators of :mod:`cgc_kernels.ops`.
 
 The same operators as the C++ backend's: a tensor's device says whose kernels run.
 """
@@ -8,24 +8,28 @@ import re
 
 import torch
 
-from ...ops import architectures, compiled
-from .. import fused
-
-cam, resample, contrast, heatmap_loss, cgc = compiled
-entry_points = fused.entry_points("cuda", compiled)
+from ... import ops
+from ..backend import LARGEST_SIDE, Backend
 
 
 @torch.compiler.assume_constant_result
-def unfit(index: int | None) -> str | None:
-    """Why the kernels do not run on CUDA device `index` (None: the current one), with the remedy; None if they do."""
-    if not torch.cuda.is_available():
-        return None
-    return _unfit(torch.cuda.current_device() if index is None else index)
+def missing(index: int | None) -> str | None:
+    """Why the kernels cannot serve CUDA device `index` (None: the current one), with the remedy; None if they can."""
+    reason = ops.unavailable("cuda")
+    if reason is None and index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    return reason if reason is not None or index is None else _unfit(index)
 
 
 @functools.cache
 def _unfit(index: int) -> str | None:
-    capability, built = torch.cuda.get_device_capability(index), architectures()
+    if not torch.cuda.is_available():
+        return None
+    return unfit(index, torch.cuda.get_device_capability(index), ops.architectures())
+
+
+def unfit(index: int, capability: tuple[int, int], built: list[str]) -> str | None:
+    """Why kernels built for some architectures do not run on device `index` of a capability; None if they do."""
     if not built or any(_serves(architecture, capability) for architecture in built):
         return None
     found = "{}.{}".format(*capability)
@@ -45,4 +49,4 @@ def _serves(architecture: str, capability: tuple[int, int]) -> bool:
     return (built[0] == capability[0] and built[1] <= capability[1]) or (ptx is not None and built <= capability)
 
 
-__all__ = ["cam", "cgc", "contrast", "entry_points", "heatmap_loss", "resample", "unfit"]
+BACKEND = Backend("cuda", **ops.compiled._asdict(), device_types=("cuda",), largest_side=LARGEST_SIDE, missing=missing)

@@ -4,6 +4,7 @@ Registered as operators of their own namespace, with the schemas, fakes and auto
 is imported when a kernel first runs. With TRITON_INTERPRET=1 the kernels run on CPU tensors, in Triton's interpreter.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -15,19 +16,24 @@ from pathlib import Path
 import torch
 
 from ...ops import Namespace, define
-from .. import fused
+from ..backend import LARGEST_SIDE, Backend
 
 REMEDY = "pip install triton, or use backend='torch'"
 
 
 @torch.compiler.assume_constant_result
-def unavailable() -> str | None:
+def missing(index: int | None) -> str | None:
     """Why the Triton kernels cannot serve in this installation, with the remedy; None if they can."""
-    return _unavailable()
+    return _found()
 
 
 @functools.cache
-def _unavailable() -> str | None:
+def _found() -> str | None:
+    return requirement()
+
+
+def requirement() -> str | None:
+    """What the kernels need and this machine lacks, with the remedy; None if it has all."""
     if importlib.util.find_spec("triton") is None:
         return f"triton is not installed; {REMEDY}"
     if interpreted():
@@ -35,12 +41,13 @@ def _unavailable() -> str | None:
     # Triton compiles its launchers in C, with Python's headers, where the kernels run.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "triton needs a C compiler, gcc or clang or what $CC names; install one, or use backend='torch'"
-    if not (_python_headers() / "Python.h").exists():
-        return f"triton needs Python's headers, in {_python_headers()}; install python3-dev, or use backend='torch'"
+    if not (python_headers() / "Python.h").exists():
+        return f"triton needs Python's headers, in {python_headers()}; install python3-dev, or use backend='torch'"
     return None
 
 
-def _python_headers() -> Path:
+def python_headers() -> Path:
+    """The folder that holds Python.h."""
     scheme = sysconfig.get_default_scheme()
     return Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme))
 
@@ -50,21 +57,28 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+_DEVICE_TYPES = ("cuda", "cpu") if interpreted() else ("cuda",)
+
+
 def _implement(namespace: Namespace) -> None:
     for stage in ("cam", "resample", "contrast", "cgc"):
         for name in (stage, f"{stage}_backward"):
-            for device_type in ("cuda", "cpu") if interpreted() else ("cuda",):
+            for device_type in _DEVICE_TYPES:
                 namespace.implement(name, functools.partial(_run, stage, name), device_type)
 
 
-def _run(stage, name, *arguments):
-    return getattr(importlib.import_module(f".kernels.{stage}", __package__), name)(*arguments)
+def _run(stage, name, first, *arguments):
+    """Run what a stage's file launches, on the device and the current stream of the first tensor."""
+    with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
+        return _kernel(stage, name)(first, *arguments)
+
+
+@functools.cache
+def _kernel(stage, name):
+    return getattr(importlib.import_module(f".kernels.{stage}", __package__), name)
 
 
 _NAMESPACE = Namespace("cgc_kernels_triton")
-_stages = define(_NAMESPACE)
+_STAGES = define(_NAMESPACE)
 _implement(_NAMESPACE)
-cam, resample, contrast, cgc, heatmap_loss = _stages
-entry_points = fused.entry_points("triton", _stages)
-
-__all__ = ["cam", "cgc", "contrast", "entry_points", "heatmap_loss", "interpreted", "resample", "unavailable"]
+BACKEND = Backend("triton", **_STAGES._asdict(), device_types=_DEVICE_TYPES, largest_side=LARGEST_SIDE, missing=missing)

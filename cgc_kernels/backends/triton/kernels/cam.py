@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ....ops.cam import pools, wanted
 from ....options import accumulation_dtype
-from .launch import LARGEST_SAMPLE, WARPS, check_map, on_device_of, split, streaming, triton_dtype
+from .launch import LARGEST_SAMPLE, WARPS, check_map, split, streaming, triton_dtype
 
 POOLED, MEAN, ELEMENTWISE = (tl.constexpr(i) for i in range(3))
 # Memory formats of the two views: bit 0, the first is channels_last; bit 1, the second.
@@ -29,7 +29,7 @@ def offsets(channel, position, view, channels, P: tl.constexpr, LAYOUTS: tl.cons
     return place
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["weights"])
 def cam_kernel(
     features, gradients, aug_features, aug_gradients, sums, weights, channels, blocks,
     P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr,
@@ -130,23 +130,20 @@ def cam_backward_kernel(
     )  # fmt: skip
 
 
-def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bool) -> tuple[torch.Tensor, ...]:
-    """Sums over splits of the channels, [views, B, splits, P], and the weights that averaging gives, [views, B, C]."""
+def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bool, weights) -> torch.Tensor:
+    """Sums over splits of the channels, [views, B, splits, P]; weights, [views, B, C], are stored where averaged."""
     features, gradients = views[0]
     aug_features, aug_gradients = views[-1]
     batch, channels, height, width = features.shape
-    check(features)
-    dtype = accumulation_dtype(features)
+    check(features.shape)
     share, constants = tiling([features for features, _ in views], gradients, elementwise)
-    sums = features.new_empty((len(views), batch, share.count, height * width), dtype=dtype)
-    averages = pools(gradients, elementwise)
-    weights = features.new_empty((len(views), batch, channels) if averages else (len(views), 0), dtype=dtype)
-    with on_device_of(features):
-        cam_kernel[(batch, share.count, len(views))](
-            features, gradients, aug_features, aug_gradients, sums, weights, channels, share.blocks,
-            **constants,
-        )  # fmt: skip
-    return sums, weights
+    shape = (len(views), batch, share.count, height * width)
+    sums = features.new_empty(shape, dtype=accumulation_dtype(features))
+    cam_kernel[(batch, share.count, len(views))](
+        features, gradients, aug_features, aug_gradients, sums, weights, channels, share.blocks,
+        **constants,
+    )  # fmt: skip
+    return sums
 
 
 def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: bool):
@@ -159,7 +156,7 @@ def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: b
         "P2": tile.positions,
         "BLOCK": tile.block,
         "WEIGHTING": weighting_of(gradients, elementwise),
-        "LAYOUTS": sum((not view.is_contiguous()) << i for i, view in enumerate((features[0], features[-1]))),
+        "LAYOUTS": (not features[0].is_contiguous()) + 2 * (not features[-1].is_contiguous()),
         "D": triton_dtype(features[0].dtype),
         "num_warps": WARPS,
         "maxnreg": tile.registers,
@@ -173,30 +170,32 @@ def weighting_of(gradients: torch.Tensor, elementwise: bool) -> int:
     return kind.value
 
 
-def check(features: torch.Tensor) -> None:
-    """Raise ValueError for shapes beyond what the kernels address."""
-    check_map(*features.shape[2:])
-    if features[0].numel() > LARGEST_SAMPLE:
+def check(shape: torch.Size) -> None:
+    """Raise ValueError for features beyond what the kernels address."""
+    _, channels, height, width = shape
+    check_map(height, width)
+    if channels * height * width > LARGEST_SAMPLE:
         raise ValueError(
-            f"C * H * W must be at most {LARGEST_SAMPLE} for backend 'triton', got {features[0].numel()}; "
+            f"C * H * W must be at most {LARGEST_SAMPLE} for backend 'triton', got {channels * height * width}; "
             "use backend='torch'"
         )
 
 
 def cam(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Kernel of operator cam."""
-    sums, weights = partial_sums([(features, gradients)], elementwise)
-    batch, _, height, width = features.shape
-    return sums[0].sum(dim=1).relu_().view(batch, height, width), weights[0]
+    batch, channels, height, width = features.shape
+    shape = (batch, channels) if pools(gradients, elementwise) else (0,)
+    weights = features.new_empty(shape, dtype=accumulation_dtype(features))
+    sums = partial_sums([(features, gradients)], elementwise, weights)
+    return sums[0].sum(dim=1).relu_().view(batch, height, width), weights
 
 
 def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, need_gradients):
     """Kernel of operator cam_backward."""
     grads = wanted(features, need_features), wanted(gradients, need_gradients)
     share, constants = tiling([features], gradients, True)
-    with on_device_of(features):
-        cam_backward_kernel[(features.shape[0], share.count)](
-            grad_heatmaps, heatmaps, features, gradients, *grads, features.shape[1], share.blocks,
-            NEEDS=need_features + 2 * need_gradients, **constants,
-        )  # fmt: skip
+    cam_backward_kernel[(features.shape[0], share.count)](
+        grad_heatmaps, heatmaps, features, gradients, *grads, features.shape[1], share.blocks,
+        NEEDS=need_features + 2 * need_gradients, **constants,
+    )  # fmt: skip
     return grads

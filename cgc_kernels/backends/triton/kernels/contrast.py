@@ -4,12 +4,14 @@ Logits are taken relative to the positive, whose own is then 0; a running maximu
 recomputes the tiles from the row losses.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from .geometry import product
-from .launch import REGISTERS, WARPS, on_device_of, triton_dtype
+from .launch import REGISTERS, WARPS, ceil_div, triton_dtype
 from .resample import MSE
 
 # Cells that a tile of similarities takes at once, and cells whose gradient a program sums.
@@ -17,6 +19,8 @@ BLOCK_K = 32
 # Rows of a program: as few as a dot product takes, for a batch has few of them.
 BLOCK_M = 16
 BLOCK_N = 64
+# Parts of what operator cgc saves, which begin anywhere.
+ANYWHERE = ("rows", "keys", "positives", "row_losses")
 # Row losses that the last program sums at once.
 SUM = tl.constexpr(1024)
 
@@ -73,7 +77,7 @@ def store_loss(loss, row_losses, positives, batch, consistency, pixels, OBJECTIV
     tl.store(loss, mean.to(loss.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=ANYWHERE)
 def contrast_kernel(
     rows, keys, positives, row_losses, loss, counter, batch, temperature: tl.float64, consistency: tl.float64,
     OBJECTIVE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -101,7 +105,7 @@ def contrast_kernel(
         store_loss(loss, row_losses, positives, batch, consistency, 1.0, OBJECTIVE)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=ANYWHERE)
 def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float64, pixels: tl.float64):
     """Loss of the mse objective, whose row losses are zero."""
     for first in range(0, batch, SUM):
@@ -110,7 +114,7 @@ def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float
     store_loss(loss, row_losses, positives, batch, consistency, pixels, MSE)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=ANYWHERE)
 def contrast_backward_kernel(
     grad_loss, rows, keys, positives, row_losses, grad_rows, grad_keys, grad_positives, batch,
     temperature: tl.float64, consistency: tl.float64,
@@ -154,63 +158,50 @@ def contrast_backward_kernel(
         tl.store(grad_positives + i, grad, mask=i < batch)
 
 
+@functools.cache
 def constants(length: int, dtype: torch.dtype) -> dict:
-    """Compile-time arguments of the kernels."""
+    """Compile-time arguments of the kernels, and their options; not to be changed."""
     columns = BLOCK_N * 4 // dtype.itemsize
-    return {"LENGTH": length, "BLOCK_K": BLOCK_K, "BLOCK_M": BLOCK_M, "BLOCK_N": columns, "D": triton_dtype(dtype)}
+    blocks = {"BLOCK_K": BLOCK_K, "BLOCK_M": BLOCK_M, "BLOCK_N": columns}
+    return {"LENGTH": length, **blocks, "D": triton_dtype(dtype), "num_warps": WARPS, "maxnreg": REGISTERS}
 
 
-def contrast_loss(rows, keys, positives, temperature, consistency, counter, objective):
-    """Launch the forward; counter: a zero, int32."""
-    batch, length = rows.shape
-    loss, row_losses = rows.new_empty(()), torch.empty_like(positives)
-    fixed = constants(length, rows.dtype)
-    with on_device_of(rows):
-        contrast_kernel[(triton.cdiv(batch, BLOCK_M),)](
-            rows, keys, positives, row_losses, loss, counter, batch, temperature, consistency,
-            OBJECTIVE=objective, **fixed, num_warps=WARPS, maxnreg=REGISTERS,
-        )  # fmt: skip
-    return loss, row_losses
+def contrast_loss(rows, keys, positives, row_losses, length, temperature, consistency, counter, objective):
+    """Launch the forward on rows of a length, which stores row_losses; counter: a zero, int32."""
+    batch, loss = len(positives), rows.new_empty(())
+    contrast_kernel[(ceil_div(batch, BLOCK_M),)](
+        rows, keys, positives, row_losses, loss, counter, batch, temperature, consistency,
+        OBJECTIVE=objective, **constants(length, rows.dtype),
+    )  # fmt: skip
+    return loss
 
 
-def mean_square_loss(positives, size, consistency, dtype):
+def mean_square_loss(positives, row_losses, size, consistency, dtype):
     """Launch the forward of the mse objective."""
-    loss, row_losses = positives.new_empty((), dtype=dtype), torch.empty_like(positives)
-    with on_device_of(positives):
-        mean_square_kernel[(1,)](loss, row_losses, positives, len(positives), consistency, float(size[0] * size[1]))
-    return loss, row_losses
+    loss = positives.new_empty((), dtype=dtype)
+    mean_square_kernel[(1,)](loss, row_losses, positives, len(positives), consistency, float(size[0] * size[1]))
+    return loss
 
 
-def contrast_gradients(grad_loss, rows, keys, positives, row_losses, temperature, consistency):
-    """Launch the backward; grad_positives include the consistency term's."""
-    batch, length = rows.shape
+def contrast_gradients(grad_loss, rows, keys, positives, row_losses, length, temperature, consistency):
+    """Launch the backward on rows of a length; grad_positives include the consistency term's."""
+    batch = len(positives)
     grads = torch.empty_like(rows), torch.empty_like(keys), torch.empty_like(positives)
-    fixed = constants(length, rows.dtype)
-    grid = (triton.cdiv(batch, BLOCK_M), 2, triton.cdiv(length, BLOCK_K))
-    with on_device_of(rows):
-        contrast_backward_kernel[grid](
-            grad_loss,
-            rows,
-            keys,
-            positives,
-            row_losses,
-            *grads,
-            batch,
-            temperature,
-            consistency,
-            **fixed,
-            num_warps=WARPS,
-            maxnreg=REGISTERS,
-        )
+    contrast_backward_kernel[(ceil_div(batch, BLOCK_M), 2, ceil_div(length, BLOCK_K))](
+        grad_loss, rows, keys, positives, row_losses, *grads, batch, temperature, consistency,
+        **constants(length, rows.dtype),
+    )  # fmt: skip
     return grads
 
 
 def contrast(rows, keys, positives, temperature):
     """Kernel of operator contrast."""
     counter = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    return contrast_loss(rows, keys, positives, temperature, 0.0, counter, 0)
+    row_losses = torch.empty_like(positives)
+    length = rows.shape[1]
+    return contrast_loss(rows, keys, positives, row_losses, length, temperature, 0.0, counter, 0), row_losses
 
 
 def contrast_backward(grad_loss, rows, keys, positives, row_losses, temperature):
     """Kernel of operator contrast_backward."""
-    return contrast_gradients(grad_loss, rows, keys, positives, row_losses, temperature, 0.0)
+    return contrast_gradients(grad_loss, rows, keys, positives, row_losses, rows.shape[1], temperature, 0.0)

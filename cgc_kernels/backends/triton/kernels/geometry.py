@@ -86,6 +86,21 @@ def cropping(
 
 
 @triton.jit
+def crop_products(
+    sample, top, left, crop_height, crop_width, flip, size_h, size_w, step_h, step_w,
+    H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """P and Q of one sample's crop along y, and along x; the fields are [B], integers of any type."""
+    y = tl.load(top + sample).to(tl.int64)
+    x = tl.load(left + sample).to(tl.int64)
+    height = tl.load(crop_height + sample).to(tl.int64)
+    width = tl.load(crop_width + sample).to(tl.int64)
+    p_y, q_y = cropping(size_h, step_h, y, height, 0, H, H2, STEP, D)
+    p_x, q_x = cropping(size_w, step_w, x, width, tl.load(flip + sample).to(tl.int32), W, W2, STEP, D)
+    return p_y, q_y, p_x, q_x
+
+
+@triton.jit
 def warp_sources(inverse, pixel_x, pixel_y, size_h, size_w):
     """Source positions of augmented pixels under an inverse homography, and whether they see anything."""
     x = pixel_x.to(tl.float64)

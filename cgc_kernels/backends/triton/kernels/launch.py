@@ -1,14 +1,13 @@
-"""How kernels are launched: on the tensors' device, in grids that fill it, with block sizes from one small table."""
+"""How kernels are launched: in grids that fill the device, with block sizes from one small table."""
 
-import contextlib
 import functools
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 
-LARGEST_SIDE = 32  # cells along one axis of a heatmap
+from ...backend import LARGEST_SIDE
+
 LARGEST_SAMPLE = 2**31 - 1  # elements: offsets inside a sample are 32 bits wide
 
 # Positions of the three tiles. Lanes beyond H * W idle, which costs nothing: streaming waits for memory.
@@ -57,26 +56,26 @@ def streaming(positions: int, itemsize: int) -> Streaming:
 
 def split(channels: int, samples: int, block: int, device: torch.device) -> Splits:
     """Share the channels of each of `samples` maps so that all programs together fill the device."""
-    blocks = triton.cdiv(channels, block)
-    wanted = triton.cdiv(PROGRAMS * _multiprocessors(device), samples)
+    blocks = ceil_div(channels, block)
+    wanted = ceil_div(PROGRAMS * _multiprocessors(device), samples)
     most = max(1, channels // max(block, SPLIT_CHANNELS))
-    each = triton.cdiv(blocks, min(wanted, most))
-    return Splits(triton.cdiv(blocks, each), each)
+    each = ceil_div(blocks, min(wanted, most))
+    return Splits(ceil_div(blocks, each), each)
+
+
+def ceil_div(count: int, size: int) -> int:
+    """count / size, rounded up; Triton's own takes a microsecond."""
+    return -(-count // size)
 
 
 def padded(side: int) -> int:
-    """Cells of a heatmap along one axis, rounded up to what a dot product takes."""
-    return max(16, triton.next_power_of_2(side))
+    """Cells of a heatmap along one axis, rounded up to what a dot product takes, a power of two."""
+    return max(16, 1 << (side - 1).bit_length())
 
 
 def small(height: int, width: int) -> bool:
     """Whether a heatmap fits the smallest tile of a dot product."""
     return padded(height) * padded(width) <= 256
-
-
-def on_device_of(tensor: torch.Tensor):
-    """Context in which kernels are launched on the tensor's device and its current stream."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -4,17 +4,23 @@ Arithmetic is float64 for float64 maps and for mse, whose 1 - positive cancels; 
 of maps beyond 16 x 16: float32 products take no tensor core, and hold whole rows of 32 in registers they do not have.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from ....ops.resample import fake_rows
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
-from .geometry import cropping, sandwich, upsampling, warped
-from .launch import REGISTERS, STEP, WARPS, check_map, on_device_of, padded, small, triton_dtype
+from .geometry import crop_products, sandwich, upsampling, warped
+from .launch import REGISTERS, STEP, WARPS, check_map, padded, small, triton_dtype
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
 NEAR_DEAD = tl.constexpr(NEAR_DEAD_SUM)
+# The fields of a crop, and the last parts of what operator cgc saves, begin anywhere: code for each case would be
+# compiled anew, and what is read of them is little.
+CROP_FIELDS = ("top", "left", "crop_height", "crop_width", "flip")
+ANYWHERE = (*CROP_FIELDS, "rows", "keys", "positives", "state")
 
 
 @triton.jit
@@ -52,9 +58,10 @@ def dot(a, b):
     return tl.sum(tl.sum(a * b, axis=1), axis=0)
 
 
-@triton.jit(do_not_specialize=["parts", "size_h", "size_w"])
+@triton.jit(do_not_specialize=["parts", "size_h", "size_w"], do_not_specialize_on_alignment=ANYWHERE)
 def resample_kernel(
-    maps, aug_maps, heatmaps, transform, rows, keys, positives, state, counter, parts, size_h, size_w, eps: tl.float64,
+    maps, aug_maps, heatmaps, matrices, top, left, crop_height, crop_width, flip,
+    rows, keys, positives, state, counter, parts, size_h, size_w, eps: tl.float64,
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
     FROM_SUMS: tl.constexpr, CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -82,16 +89,15 @@ def resample_kernel(
     original, _ = normalised(original, share, small, inside)
     augmented, _ = normalised(augmented, share, small, inside)
     if CROP:
-        crop = transform + sample * 5
-        p_y, q_y = cropping(size_h, step_h, tl.load(crop), tl.load(crop + 2), 0, H, H2, STEP, D)
-        p_x, q_x = cropping(size_w, step_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D)
+        p_y, q_y, p_x, q_x = crop_products(
+            sample, top, left, crop_height, crop_width, flip, size_h, size_w, step_h, step_w, H, W, H2, W2, STEP, D
+        )
         seen = sandwich(p_y, original, tl.trans(p_x), D)
         seen_gram = sandwich(q_y, original, q_x, D)
         aug_seen = sandwich(tl.trans(p_y), augmented, p_x, D)
     else:
-        inverse = transform + sample * 9
         seen, seen_gram, aug_seen = warped(
-            original, augmented, inverse, size_h, size_w, step_h, step_w, False, H, W, H2, W2, STEP, D
+            original, augmented, matrices + sample * 9, size_h, size_w, step_h, step_w, False, H, W, H2, W2, STEP, D
         )
     # Only now: what a product holds of the map would otherwise stay in registers through the loops above.
     image = sandwich(gram_y, augmented, gram_x, D)
@@ -100,9 +106,9 @@ def resample_kernel(
     seen_scale = inverse_root(dot(original, seen_gram))
     tl.store(positives + sample, (dot(augmented, seen) * aug_scale * seen_scale).to(tl.float64))
     state += sample * 3 * P
-    tl.store(state + place, seen.to(tl.float64), mask=inside)
-    tl.store(state + P + place, seen_gram.to(tl.float64), mask=inside)
-    tl.store(state + 2 * P + place, aug_seen.to(tl.float64), mask=inside)
+    tl.store(state + place, seen.to(state.dtype.element_ty), mask=inside)
+    tl.store(state + P + place, seen_gram.to(state.dtype.element_ty), mask=inside)
+    tl.store(state + 2 * P + place, aug_seen.to(state.dtype.element_ty), mask=inside)
     if OBJECTIVE == RELEASED:
         tl.store(rows + sample * P + place, augmented * aug_scale, mask=inside)
         tl.store(keys + sample * P + place, image * aug_scale, mask=inside)
@@ -113,7 +119,8 @@ def resample_kernel(
 
 @triton.jit
 def map_gradient(
-    view, sample, heatmaps, aug_heatmaps, transform, state, grad_rows, grad_keys, grad_positive, size_h, size_w, eps,
+    view, sample, heatmaps, aug_heatmaps, matrices, top, left, crop_height, crop_width, flip,
+    state, grad_rows, grad_keys, grad_positive, size_h, size_w, eps,
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
     CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -152,17 +159,16 @@ def map_gradient(
             upstream = tl.load(grad_rows + sample * P + place, mask=inside, other=0).to(D)
             radial += seen_scale * dot(upstream, seen)
             if CROP:
-                crop = transform + sample * 5
-                p_y, _ = cropping(size_h, step_h, tl.load(crop), tl.load(crop + 2), 0, H, H2, STEP, D)
-                p_x, _ = cropping(
-                    size_w, step_w, tl.load(crop + 1), tl.load(crop + 3), tl.load(crop + 4), W, W2, STEP, D
-                )
+                p_y, _, p_x, _ = crop_products(
+                    sample, top, left, crop_height, crop_width, flip, size_h, size_w, step_h, step_w,
+                    H, W, H2, W2, STEP, D,
+                )  # fmt: skip
                 arriving += sandwich(tl.trans(p_y), upstream, p_x, D)
             else:
-                inverse = transform + sample * 9
                 _, _, back = warped(
-                    upstream, upstream, inverse, size_h, size_w, step_h, step_w, True, H, W, H2, W2, STEP, D
-                )
+                    upstream, upstream, matrices + sample * 9, size_h, size_w, step_h, step_w, True,
+                    H, W, H2, W2, STEP, D,
+                )  # fmt: skip
                 arriving += back
         grad = seen_scale * (arriving - radial * seen_scale * seen_gram)
     else:
@@ -185,9 +191,10 @@ def map_gradient(
     return tl.where(inside, (grad - inner * share) / divisor, 0), heatmap
 
 
-@triton.jit(do_not_specialize=["size_h", "size_w"])
+@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=ANYWHERE)
 def resample_backward_kernel(
-    grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, transform, state, grad_heatmaps, grad_aug_heatmaps,
+    grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps,
+    matrices, top, left, crop_height, crop_width, flip, state, grad_heatmaps, grad_aug_heatmaps,
     size_h, size_w, eps: tl.float64,
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
     CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
@@ -196,8 +203,9 @@ def resample_backward_kernel(
     sample = tl.program_id(0).to(tl.int64)
     view = tl.program_id(1)
     grad, _ = map_gradient(
-        view, sample, heatmaps, aug_heatmaps, transform, state, grad_rows, grad_keys, tl.load(grad_positives + sample),
-        size_h, size_w, exactly(eps, D), H, W, H2, W2, STEP, CROP, OBJECTIVE, D,
+        view, sample, heatmaps, aug_heatmaps, matrices, top, left, crop_height, crop_width, flip,
+        state, grad_rows, grad_keys, tl.load(grad_positives + sample), size_h, size_w, exactly(eps, D),
+        H, W, H2, W2, STEP, CROP, OBJECTIVE, D,
     )  # fmt: skip
     if view == 1:
         grad_heatmaps = grad_aug_heatmaps
@@ -207,12 +215,16 @@ def resample_backward_kernel(
     tl.store(target, grad.to(grad_heatmaps.dtype.element_ty), mask=(y < H) & (x < W))
 
 
-def constants(
-    height: int, width: int, transform: torch.Tensor, objective: int, dtype: torch.dtype, forward: bool = False
-) -> dict:
-    """Compile-time arguments of the kernels."""
-    crop = transform.dim() == 2
-    double = OBJECTIVES[objective] == "mse" or dtype == torch.float64 or (forward and not small(height, width))
+def pointers(transform: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What the kernels take for a transform: matrices, and the five fields of a crop; one of them stands for the rest
+    where there is no other."""
+    return transform * 6 if len(transform) == 1 else [transform[0], *(field.contiguous() for field in transform)]
+
+
+@functools.cache
+def constants(height: int, width: int, crop: bool, objective: int, dtype: torch.dtype, forward: bool = False) -> dict:
+    """Compile-time arguments of the kernels; not to be changed."""
+    double = objective == MSE.value or dtype == torch.float64 or (forward and not small(height, width))
     return {
         "H": height,
         "W": width,
@@ -225,37 +237,39 @@ def constants(
     }
 
 
-def resample_maps(values, aug_values, heatmaps, parts, transform, size, eps, objective, counter):
-    """Launch the forward; heatmaps: where to store them, or None if `values` are heatmaps themselves, `parts` is 1."""
-    like = values if heatmaps is None else heatmaps[0]
-    batch, height, width = like.shape
-    rows, keys, positives, state = fake_rows(like, objective)
-    with on_device_of(values):
-        resample_kernel[(batch,)](
-            values, aug_values, values if heatmaps is None else heatmaps, transform,
-            rows, keys, positives, state, counter, parts, *size, eps, FROM_SUMS=heatmaps is not None,
-            **constants(height, width, transform, objective, values.dtype, forward=True),
-            num_warps=4 if small(height, width) else WARPS, maxnreg=REGISTERS,
-        )  # fmt: skip
-    return rows, keys, positives, state
+def resample_maps(values, aug_values, heatmaps, parts, side, transform, size, eps, objective, counter, outputs):
+    """Launch the forward; outputs: rows, keys, positives, state.
+
+    heatmaps: where to store them, or None if `values` are heatmaps themselves, `parts` is 1.
+    """
+    resample_kernel[(len(outputs[2]),)](
+        values, aug_values, values if heatmaps is None else heatmaps, *pointers(transform), *outputs, counter,
+        parts, *size, eps, FROM_SUMS=heatmaps is not None,
+        **constants(*side, len(transform) > 1, objective, values.dtype, forward=True),
+        num_warps=4 if small(*side) else WARPS, maxnreg=REGISTERS,
+    )  # fmt: skip
 
 
 def resample(heatmaps, aug_heatmaps, transform, height, width, eps, objective):
     """Kernel of operator resample."""
-    check_map(*heatmaps.shape[1:])
+    side = heatmaps.shape[1:]
+    check_map(*side)
+    outputs = fake_rows(heatmaps, objective)
     unused = heatmaps.new_empty(1, dtype=torch.int32)
-    return resample_maps(heatmaps, aug_heatmaps, None, 1, transform, (height, width), eps, objective, unused)
+    resample_maps(heatmaps, aug_heatmaps, None, 1, side, transform, (height, width), eps, objective, unused, outputs)
+    return outputs
 
 
 def resample_backward(
-    grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, transform, state, height, width, eps, objective
-):
+    grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, rows, keys, positives, transform, state,
+    height, width, eps, objective,
+):  # fmt: skip
     """Kernel of operator resample_backward."""
+    side = heatmaps.shape[1:]
     grads = torch.empty_like(heatmaps), torch.empty_like(aug_heatmaps)
-    with on_device_of(heatmaps):
-        resample_backward_kernel[(len(heatmaps), 2)](
-            grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, transform, state, *grads, height, width, eps,
-            **constants(*heatmaps.shape[1:], transform, objective, heatmaps.dtype),
-            num_warps=4 if small(*heatmaps.shape[1:]) else WARPS, maxnreg=REGISTERS,
-        )  # fmt: skip
+    resample_backward_kernel[(len(heatmaps), 2)](
+        grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, *pointers(transform), state, *grads,
+        height, width, eps, **constants(*side, len(transform) > 1, objective, heatmaps.dtype),
+        num_warps=4 if small(*side) else WARPS, maxnreg=REGISTERS,
+    )  # fmt: skip
     return grads

@@ -1,0 +1,215 @@
+// Stage contrast, backward: sums of the tiles' weights with their columns. Similarities are computed again, and the
+// weights follow from the row losses. By itself; and in one kernel with resample backward, of the released objective.
+#include "cam.cuh"
+#include "contrast.cuh"
+#include "resample_gradient.cuh"
+
+namespace cgc::CGC_ISA {
+namespace {
+
+// Numbers of one sample, as its softmax needs them; what lies outside the batch has no weight.
+template <class Acc>
+struct Softmax {
+  Acc positive = 0, loss = 0;
+  bool inside = false;
+
+  __device__ Softmax(const Contrast& from, int sample) : inside(sample < int(from.batch)) {
+    if (inside) positive = Acc(simt::gld(from.positives + sample)), loss = Acc(simt::gld(from.row_losses + sample));
+  }
+  // exp of the logit less the log of the sum of exponentials
+  __device__ __forceinline__ Acc probability(Acc similarity, Acc inverse_temperature) const {
+    return std::exp((similarity - positive) * inverse_temperature - loss);
+  }
+};
+
+// Gradients of 16 rows from `row`: grads[s] of elements 64 s to 64 s + 63, in fragments; and the sums of the weights of
+// the rows' own softmax, a part for each lane. A pair of row and column stands in the softmax of the row, of the
+// column, or of both, as in the released objective, where row and key of a sample are images of one map.
+template <class Acc, int slices>
+__device__ __forceinline__ void row_gradients(const ContrastBackward& call, const ContrastSides& sides, bool by_row,
+                                              bool by_column, int row, const ContrastTiles<Acc>& tiles,
+                                              Acc (&grads)[slices][4], Acc (&others)[2]) {
+  const Contrast& from = call.forward;
+  const Acc scale = Acc(value_of(call.grad_loss) / (from.temperature * double(sides.batch)));
+  const Acc inverse_temperature = Acc(1 / from.temperature);
+  const Softmax<Acc> mine[2] = {{from, row + row_of(0)}, {from, row + row_of(2)}};
+  const Acc* elements = tiles.columns + fragment_column() * tile_stride + 8 * warp() + fragment_row();
+#pragma unroll 1
+  for (int column = 0; column < sides.batch; column += tile_columns) {
+    const Softmax<Acc> theirs[2] = {{from, column + column_of(0)}, {from, column + column_of(1)}};
+    Acc c[4] = {};
+    similarities<Acc, slices == 1>(sides, row, column, column == 0, tiles, c);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool pair = mine[i / 2].inside && theirs[i % 2].inside && row + row_of(i) != column + column_of(i);
+      Acc weight = 0;
+      if (pair && by_row) weight = mine[i / 2].probability(c[i], inverse_temperature);
+      others[i / 2] += weight;
+      if (pair && by_column) weight += theirs[i % 2].probability(c[i], inverse_temperature);
+      tiles.weights[row_of(i) * tile_stride + column_of(i)] = weight * scale;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int s = 0; s < slices; ++s) {
+      if (s * slice >= sides.length) break;
+      if (slices > 1) {
+        load_slice<tile_columns>(sides.b, column, s * slice, sides.batch, sides.length, tiles.columns);
+        __syncthreads();
+      }
+      // The tile of weights with the slice of the columns, of which a warp takes eight elements.
+      add_products<tile_stride>(tiles.weights, elements, tile_columns, grads[s]);
+      if (slices > 1) __syncthreads();
+    }
+  }
+  others[0] *= scale, others[1] *= scale;
+}
+
+// visit(row of the tile, element, gradient) for what this lane holds of the gradients.
+template <int slices, class Acc, class F>
+__device__ __forceinline__ void each_gradient(const Acc (&grads)[slices][4], int length, F&& visit) {
+#pragma unroll
+  for (int s = 0; s < slices; ++s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (s * slice + column_of(i) < length) visit(row_of(i), s * slice + column_of(i), grads[s][i]);
+    }
+  }
+}
+
+// Sums over the tile's columns of a part for each lane, [16], in shared memory after the next barrier but one.
+template <class Acc>
+__device__ __forceinline__ void sum_others(Acc (&others)[2], Acc* parts, Acc* to) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Acc sum = warp_sum(others[half], 4);
+    if (fragment_column() == 0) parts[warp() * tile_rows + fragment_row() + 8 * half] = sum;
+  }
+  __syncthreads();
+  each(tile_rows, [&](int r) {
+    Acc sum = 0;
+    for (int w = 0; w < block_warps; ++w) sum += parts[w * tile_rows + r];
+    to[r] = sum;
+  });
+}
+
+// Half of the blocks take the gradients of the rows, half those of the keys, whose softmaxes are the columns'.
+template <class Acc, int slices>
+__global__ void __launch_bounds__(block_threads, 1) contrast_backward(const __grid_constant__ ContrastBackward call) {
+  SIMT_DYN_SHARED(Acc, memory);
+  const ContrastTiles<Acc> tiles(memory);
+  const Contrast& forward = call.forward;
+  const int batch = int(forward.batch), length = int(forward.length);
+  const bool keys = blockIdx.x >= gridDim.x / 2;
+  const int row = int(keys ? blockIdx.x - gridDim.x / 2 : blockIdx.x) * tile_rows;
+  const ContrastSides sides{keys ? forward.keys : forward.rows, keys ? forward.rows : forward.keys, batch, length};
+  simt::wait_for_predecessor();
+  simt::release_successor();
+  Acc grads[slices][4] = {}, others[2] = {};
+  row_gradients<Acc, slices>(call, sides, !keys, keys, row, tiles, grads, others);
+  Acc* to = static_cast<Acc*>(keys ? call.grad_keys : call.grad_rows);
+  each_gradient(grads, length, [&](int r, int k, Acc grad) {
+    if (row + r < batch) simt::gst(to + index_t(row + r) * length + k, grad);
+  });
+  if (keys) return;
+  __syncthreads();
+  Acc* sums = tiles.weights;
+  sum_others(others, tiles.rows, sums);
+  each(minimum(tile_rows, batch - row), [&](int r) { simt::gst(call.grad_positives + row + r, -double(sums[r])); });
+}
+
+}  // namespace
+
+int launch_contrast_backward(const ContrastBackward& call, Stream& stream) {
+  return with_contrast_types(call.forward, [&](auto acc, auto slices) {
+    using Acc = decltype(acc);
+    return stream.start(&contrast_backward<Acc, decltype(slices)::value>, 2 * unsigned(row_tiles(call.forward.batch)),
+                        ContrastTiles<Acc>::elements * index_t(sizeof(Acc)), call);
+  });
+}
+
+// ---- With resample backward
+
+namespace {
+
+constexpr index_t most_fused_positions = 256;
+
+struct FusedBackward {
+  ContrastBackward contrast;  // of which the gradients are not written
+  ResampleGradient resample;
+};
+
+// The block that holds the gradients of 16 samples' unit maps goes on to their heatmaps. Row and key of a sample are u
+// and K u for its unit map u, and K is symmetric: the gradient of u is the sum over all pairs of both softmaxes'
+// weights times the other sample's key.
+template <class Acc, int slices>
+__global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_constant__ FusedBackward call) {
+  SIMT_DYN_SHARED(Acc, memory);
+  const ContrastTiles<Acc> tiles(memory);
+  const Contrast& contrast = call.contrast.forward;
+  const Resample& resample = call.resample.call.forward;
+  const int batch = int(contrast.batch), length = int(contrast.length), row = int(blockIdx.x) * tile_rows;
+  Acc* arrived = memory + ContrastTiles<Acc>::elements;  // [16, P]
+  Acc *sums = arrived + tile_rows * length, *totals = sums + resample.height + resample.width;
+  cell_sums(resample, sums);
+  simt::wait_for_predecessor();
+  simt::release_successor();
+  const ContrastSides sides{contrast.rows, contrast.keys, batch, length};
+  {
+    Acc grads[slices][4] = {}, others[2] = {};
+    row_gradients<Acc, slices>(call.contrast, sides, true, true, row, tiles, grads, others);
+    each_gradient(grads, length, [&](int r, int k, Acc grad) { arrived[r * length + k] = grad; });
+    __syncthreads();
+    sum_others(others, tiles.rows, totals);
+  }
+  __syncthreads();
+  constexpr int entries = slices * slice / warp_threads;
+  using Types = ResampleTypes<Acc, Acc, Acc>;
+#pragma unroll 1
+  for (int r = warp(); r < minimum(tile_rows, batch - row); r += block_warps) {
+    SampleGradient<Types, warp_threads, entries> gradient(resample, row + r, sums, nullptr);
+    gradient.each([&](int e, int p) { gradient.to_augmented[e] = arrived[r * length + p]; });
+    gradient.to_positive = Acc(positive_gradient(call.resample.positive, resample, row + r, -double(totals[r])));
+    gradient.to_normalised(false);
+    gradient.write(call.resample);
+  }
+}
+
+// The gradients of the heatmaps, and, where a kernel hands them on, of rows, keys and positives lie in the workspace.
+int launch_cgc_backward(CgcBackward call, Stream& stream) {
+  const Resample& forward = call.resample.forward;
+  const index_t positions = forward.height * forward.width;
+  const index_t bytes = forward.batch * positions * (forward.float64 ? 8 : 4);
+  call.views[0].grad_heatmaps = call.resample.grad_heatmaps = stream.take(bytes);
+  call.views[1].grad_heatmaps = call.resample.grad_aug_heatmaps = stream.take(bytes);
+  call.views[0].forward.heatmaps = call.views[1].forward.heatmaps = nullptr;  // their ReLU is passed by stage resample
+  const PositiveGradient positive{mse_share(1, forward), -call.consistency / double(forward.batch),
+                                  call.contrast.grad_loss};
+  if (forward.objective == Objective::released && positions <= most_fused_positions) {
+    const FusedBackward phase{call.contrast, {call.resample, positive, true}};
+    with_type(forward.float64, [&](auto acc) {
+      using Acc = decltype(acc);
+      const index_t elements =
+          ContrastTiles<Acc>::elements + tile_rows * (positions + 1) + forward.height + forward.width;
+      return stream.start(positions <= slice ? &cgc_backward<Acc, 1> : &cgc_backward<Acc, 4>,
+                          unsigned(row_tiles(forward.batch)), elements * index_t(sizeof(Acc)), phase);
+    });
+  } else {
+    if (forward.objective != Objective::mse) {
+      call.resample.grad_rows = call.contrast.grad_rows = stream.take(bytes);
+      call.resample.grad_keys = call.contrast.grad_keys = stream.take(bytes);
+      call.contrast.grad_positives = static_cast<double*>(stream.take(forward.batch * 8));
+      call.resample.grad_positives = call.contrast.grad_positives;
+      launch_contrast_backward(call.contrast, stream);
+    }
+    launch_resample_backward(call.resample, positive, true, stream);
+  }
+  return launch_cam_backward(call.views, 2, stream);
+}
+
+}  // namespace
+}  // namespace cgc::CGC_ISA
+
+int cgc_cuda_cgc_backward(const cgc::CgcBackward* call, const cgc::Launch* launch) {
+  cgc::CGC_ISA::Stream stream(*launch);
+  return cgc::CGC_ISA::launch_cgc_backward(*call, stream);
+}

@@ -1,0 +1,29 @@
+#include "order.h"
+
+namespace simt {
+
+Order order;
+
+Order::Order(std::uint32_t launch, bool is_dependent, const Order& last)
+    : number(launch), predecessor(last.number), dependent(is_dependent), waited(!is_dependent) {
+  if (!dependent) {
+    at_start = after_wait = number - 1;
+    host = number;
+    return;
+  }
+  // The predecessor lets this launch start after its own wait. If it never waits, nobody knows of those before it.
+  at_start = last.waited ? last.after_wait : last.at_start;
+  host = last.waited ? last.number : last.host;
+  after_wait = at_start >= last.predecessor ? last.number : at_start;
+}
+
+bool Order::ended(std::uint32_t launch, bool has_waited) const {
+  if (!dependent) return true;
+  return launch <= (has_waited ? after_wait : at_start) || (has_waited && launch == predecessor);
+}
+
+bool Order::host_is_done(std::uint32_t launches, bool has_waited) const {
+  return !dependent || has_waited || launches < host;
+}
+
+}  // namespace simt
