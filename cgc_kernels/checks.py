@@ -24,13 +24,14 @@ HEATMAP_DTYPES = (torch.float32, torch.float64)
 def options(image_size, temperature, weighting="gradcam", objective="released", consistency=0.0, eps=1e-8) -> Options:
     """Validate the scalar settings; raises TypeError or ValueError naming the argument."""
     given = image_size, temperature, weighting, objective, consistency, eps
-    found = None
+    known = None
+    # Not a pair of sizes: 1 and True would be the same there.
     if type(image_size) is int and not torch.compiler.is_compiling():
         try:
-            found = _known_options(*given)
-        except TypeError:  # of what cannot be hashed, or is wrong
-            found = None
-    return found or _options(*given)
+            known = _known_options(*given)
+        except TypeError:  # what cannot be hashed is wrong
+            known = None
+    return known or _options(*given)
 
 
 def _options(image_size, temperature, weighting, objective, consistency, eps) -> Options:

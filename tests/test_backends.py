@@ -244,6 +244,24 @@ def test_another_backend_serves_within_its_context_alone():
     assert backends.named("cpp") is before
 
 
+def test_what_is_registered_is_forgotten():
+    names = list(info()["backends"])
+    with backends.serving(replace(backends.named("torch"), name="another")):
+        assert list(info()["backends"]) == [*names, "another"]
+    assert list(info()["backends"]) == names
+
+
+def test_the_choice_for_the_current_gpu_is_made_anew():
+    """A tensor has the index of its device; "cuda" alone is whatever device is the current one."""
+    current = [0]
+    given = replace(backends.named("cuda"), missing=lambda index: "no" if (index or current[0]) else None)
+    with backends.serving(given):
+        assert backends.choose("auto", torch.device("cuda")) is given
+        assert backends.choose("auto", torch.device("cuda", 1)) is not given
+        current[0] = 1
+        assert backends.choose("auto", torch.device("cuda")) is not given
+
+
 LIBRARIES = pytest.mark.parametrize("name", ["cpp", "cuda"])
 
 

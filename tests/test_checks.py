@@ -232,6 +232,18 @@ def test_required_arguments(missing):
         cgc_loss((FEATURES, GRADIENTS), (AUG_FEATURES, AUG_GRADIENTS), **arguments)
 
 
+def test_numbers_that_are_equal_are_not_of_one_type():
+    """What was found right is remembered: 1 and True have one hash."""
+    for right, wrong in (({"temperature": 1}, {"temperature": True}), ({"eps": 1.0}, {"eps": True})):
+        checks.options(**{"image_size": 9, "temperature": 0.5, **right})
+        with pytest.raises(TypeError, match="must be a number, got bool True"):
+            checks.options(**{"image_size": 9, "temperature": 0.5, **wrong})
+    for right, wrong in ((1, True), ((1, 9), (True, 9)), ((9, 9), (9.0, 9))):
+        assert checks.options(right, 0.5).eps == 1e-8
+        with pytest.raises(TypeError, match="image_size must be an int"):
+            checks.options(wrong, 0.5)
+
+
 def test_settings_are_keywords():
     with pytest.raises(TypeError, match="positional"):
         cgc_loss((FEATURES, GRADIENTS), (AUG_FEATURES, AUG_GRADIENTS), CROP, SIZE)

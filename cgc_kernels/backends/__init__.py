@@ -30,15 +30,16 @@ def named(name: str) -> Backend:
 def serving(*backends: Backend) -> Iterator[None]:
     """Within it, each of `backends` is the one of its name: for tests, and for kernels that are tried out."""
     before = dict(_REGISTRY)
-    _register({backend.name: backend for backend in backends})
+    _replace(before | {backend.name: backend for backend in backends})
     try:
         yield
     finally:
-        _register(before)
+        _replace(before)
 
 
-def _register(backends: dict[str, Backend]) -> None:
-    _REGISTRY.update(backends)
+def _replace(registry: dict[str, Backend]) -> None:
+    _REGISTRY.clear()
+    _REGISTRY.update(registry)
     _known_choice.cache_clear()
 
 
@@ -56,7 +57,8 @@ def choose(name: str, device: Device, side: int = 1) -> Backend:
     "auto" takes the first available of cpp, torch on the CPU and of cuda, triton, torch on a GPU; "reference" is never
     chosen by itself. An explicit request that cannot be served raises RuntimeError with the reason and the remedy.
     """
-    return _choose(name, device, side) if is_compiling() else _known_choice(name, device, side)
+    lasting = device.index is not None or device.type == "cpu"  # the current GPU may be another one next time
+    return _known_choice(name, device, side) if lasting and not is_compiling() else _choose(name, device, side)
 
 
 def _choose(name: str, device: Device, side: int) -> Backend:
