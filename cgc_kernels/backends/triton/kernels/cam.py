@@ -29,7 +29,7 @@ def offsets(channel, position, view, channels, P: tl.constexpr, LAYOUTS: tl.cons
     return place
 
 
-@triton.jit(do_not_specialize_on_alignment=["weights"])
+@triton.jit
 def cam_kernel(
     features, gradients, aug_features, aug_gradients, sums, weights, channels, blocks,
     P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr,

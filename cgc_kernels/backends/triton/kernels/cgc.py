@@ -12,7 +12,7 @@ from ....options import accumulation_dtype
 from .cam import partial_sums, relu_gradient, stream_gradients, tiling
 from .contrast import contrast_gradients, contrast_loss, mean_square_loss
 from .launch import REGISTERS, ceil_div, small
-from .resample import ANYWHERE, MSE, constants, exactly, map_gradient, pointers, resample_maps
+from .resample import CROP_FIELDS, MSE, constants, exactly, map_gradient, pointers, resample_maps
 
 # A split repeats its sample's share of stage resample; that of a warp, over all pixels of a view, is worth few splits.
 WARP_SPLITS = 4
@@ -27,7 +27,7 @@ def mean_square_gradient(positive, grad_loss, batch, pixels, consistency):
     return tl.where(positive > 1, 0.0, share) - consistency * grad_loss / batch
 
 
-@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
 def cgc_backward_kernel(
     grad_loss, grad_rows, grad_keys, grad_positives, positives, heatmaps,
     matrices, top, left, crop_height, crop_width, flip, state,

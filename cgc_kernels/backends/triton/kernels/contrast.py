@@ -19,8 +19,6 @@ BLOCK_K = 32
 # Rows of a program: as few as a dot product takes, for a batch has few of them.
 BLOCK_M = 16
 BLOCK_N = 64
-# Parts of what operator cgc saves, which begin anywhere.
-ANYWHERE = ("rows", "keys", "positives", "row_losses")
 # Row losses that the last program sums at once.
 SUM = tl.constexpr(1024)
 
@@ -77,7 +75,7 @@ def store_loss(loss, row_losses, positives, batch, consistency, pixels, OBJECTIV
     tl.store(loss, mean.to(loss.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["batch"])
 def contrast_kernel(
     rows, keys, positives, row_losses, loss, counter, batch, temperature: tl.float64, consistency: tl.float64,
     OBJECTIVE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -105,7 +103,7 @@ def contrast_kernel(
         store_loss(loss, row_losses, positives, batch, consistency, 1.0, OBJECTIVE)
 
 
-@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["batch"])
 def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float64, pixels: tl.float64):
     """Loss of the mse objective, whose row losses are zero."""
     for first in range(0, batch, SUM):
@@ -114,7 +112,7 @@ def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float
     store_loss(loss, row_losses, positives, batch, consistency, pixels, MSE)
 
 
-@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["batch"])
 def contrast_backward_kernel(
     grad_loss, rows, keys, positives, row_losses, grad_rows, grad_keys, grad_positives, batch,
     temperature: tl.float64, consistency: tl.float64,

@@ -17,10 +17,8 @@ from .launch import REGISTERS, STEP, WARPS, check_map, padded, small, triton_dty
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
 NEAR_DEAD = tl.constexpr(NEAR_DEAD_SUM)
-# The fields of a crop, and the last parts of what operator cgc saves, begin anywhere: code for each case would be
-# compiled anew, and what is read of them is little.
+# The fields of a crop begin anywhere: code for each case would be compiled anew, for the sake of five numbers.
 CROP_FIELDS = ("top", "left", "crop_height", "crop_width", "flip")
-ANYWHERE = (*CROP_FIELDS, "rows", "keys", "positives", "state")
 
 
 @triton.jit
@@ -58,7 +56,7 @@ def dot(a, b):
     return tl.sum(tl.sum(a * b, axis=1), axis=0)
 
 
-@triton.jit(do_not_specialize=["parts", "size_h", "size_w"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["parts", "size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
 def resample_kernel(
     maps, aug_maps, heatmaps, matrices, top, left, crop_height, crop_width, flip,
     rows, keys, positives, state, counter, parts, size_h, size_w, eps: tl.float64,
@@ -191,7 +189,7 @@ def map_gradient(
     return tl.where(inside, (grad - inner * share) / divisor, 0), heatmap
 
 
-@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=ANYWHERE)
+@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
 def resample_backward_kernel(
     grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps,
     matrices, top, left, crop_height, crop_width, flip, state, grad_heatmaps, grad_aug_heatmaps,
