@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,8 @@ class Activity(NamedTuple):
     stop: float
 
 
-def rounds(candidates: dict[str, Step], number: int, evict: Step, device: str) -> dict[str, list[float]]:
-    """Seconds of each candidate in each of the rounds.
+def rounds(candidates: dict[str, Step], number: int, evict: Step, device: str) -> dict[str, list[list[Activity]]]:
+    """What each candidate made the device do in each of the rounds; on the CPU that is one activity a run.
 
     candidates: warm already; every round runs each once, in order. evict: one copy or fill of more bytes than the cache
     has; it precedes each run. device: "cuda" or "cpu".
@@ -40,8 +41,8 @@ def rounds(candidates: dict[str, Step], number: int, evict: Step, device: str) -
         RuntimeError: the profiler has not recorded all of the device's work.
     """
     if device == "cpu":
-        timed = [[_clock(run) for run in candidates.values()] for _ in range(number)]
-        return dict(zip(candidates, map(list, zip(*timed, strict=True)), strict=True))
+        timed = [[Activity("", 0.0, _clock(run))] for _ in range(number) for run in candidates.values()]
+        return _deal(timed, list(candidates))
     waits = [_cycles(run) for run in candidates.values()]
 
     def work() -> None:
@@ -52,7 +53,7 @@ def rounds(candidates: dict[str, Step], number: int, evict: Step, device: str) -
                 run()
                 torch.cuda._sleep(1)
 
-    return deal(runs(record(work), len(candidates) * number), list(candidates))
+    return _deal(runs(record(work), len(candidates) * number), list(candidates))
 
 
 def record(work: Callable[[], None]) -> list[Activity]:
@@ -85,9 +86,25 @@ def runs(activities: list[Activity], number: int) -> list[list[Activity]]:
     return found[::-1]
 
 
-def deal(found: list[list[Activity]], names: list[str]) -> dict[str, list[float]]:
-    """Seconds by candidate, of the runs of whole rounds."""
-    return {name: [busy(run) for run in found[i :: len(names)]] for i, name in enumerate(names)}
+def _deal(found: list[list[Activity]], names: list[str]) -> dict[str, list[list[Activity]]]:
+    """By candidate, of the runs of whole rounds."""
+    return {name: found[i :: len(names)] for i, name in enumerate(names)}
+
+
+def kernels(found: list[list[Activity]]) -> list[tuple[str, float, float]]:
+    """Of runs of one candidate, (name, seconds, start) of each kernel of a run, in order of their start: medians.
+
+    start: seconds since the run's first one began. Runs of another number of kernels than the first are left out.
+    """
+    alike = [run for run in found if len(run) == len(found[0])]
+    return [
+        (
+            each[0].name,
+            median(a.stop - a.start for a in each),
+            median(a.start - run[0].start for a, run in zip(each, alike, strict=True)),
+        )
+        for each in zip(*alike, strict=True)
+    ]
 
 
 def busy(activities: list[Activity]) -> float:

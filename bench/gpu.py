@@ -4,12 +4,13 @@ In every round a plain copy, each peer and each backend run once, each after ano
 the cache; their times are those in which the device works (bench/device_time.py), and ratios are taken within a round.
 A backend's share of the bandwidth is the bytes of its floor (docs/performance.md) over its time, beside the bytes a
 second of that round's copy. Host times are of calls that do not wait for the device. Nothing is timed before it agrees
-with `reference` in float64 on the same inputs; peers, whose sums are rounded as the inputs are, in float32. A candidate
-that fails is named below the table, and in the exit status.
+with `reference` in float64 on the same inputs; peers, whose sums are rounded as the inputs are, in float32. A second
+table has the kernels of the fused backends one by one. A candidate that fails is named below, and in the exit status.
 """
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from . import device_time, peers
 from .cases import Case, grid, random_crop, view
 from .harness import TOLERANCES, steady
 
-BACKENDS = ("cuda", "triton", "torch")
+FUSED = ("cuda", "triton")
+BACKENDS = (*FUSED, "torch")
 PEERS = ("vectorised", "compiled", "literal")
 COPY_BYTES = 1 << 28
 HOST_REPEATS = 30
@@ -52,13 +54,14 @@ CASES = [
 
 @dataclass
 class Figures:
-    """Of one case: seconds of every round, by candidate; "copy" is the plain copy."""
+    """Of one case: seconds of every round, by candidate; "copy" is the plain copy. kernels: as device_time has them."""
 
     case: Case
     floor_bytes: int
     copied_bytes: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
     host: dict[str, tuple[float, float]] = field(default_factory=dict)  # forward, backward
+    kernels: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def microseconds(self, name: str) -> float:
@@ -107,7 +110,9 @@ def measure(case: Case, device: str, number: int, names=(*PEERS, *BACKENDS), cop
             steps[name] = step
         except Exception as error:  # whatever a candidate dies of, the others are measured
             figures.failures[name] = _said(error)
-    figures.seconds = device_time.rounds(steps, number, steps["copy"], device)
+    found = device_time.rounds(steps, number, steps["copy"], device)
+    figures.seconds = {name: [device_time.busy(run) for run in runs] for name, runs in found.items()}
+    figures.kernels = {name: device_time.kernels(found[name]) for name in FUSED if name in found}
     return figures
 
 
@@ -185,6 +190,22 @@ def rows(figures: Figures) -> list[str]:
     return lines
 
 
+def kernel_rows(every: list[Figures]) -> list[str]:
+    """Of the second table: the kernels of a fused backend and a case, each with its microseconds and its start."""
+    lines = ["| case | backend | kernels, us (after) |", "|---|---|---|"]
+    for figures in every:
+        for backend, kernels in figures.kernels.items():
+            cells = (f"{_short(name)} {1e6 * took:.1f} ({1e6 * start:.1f})" for name, took, start in kernels)
+            lines.append(f"| {figures.case} | {backend} | {', '.join(cells)} |")
+    return lines
+
+
+def _short(kernel: str) -> str:
+    """Without its namespaces and its arguments."""
+    bare = re.sub(r"^void |\(anonymous namespace\)::|<unnamed>::", "", kernel)
+    return re.sub(r"[<(].*", "", bare).split("::")[-1]
+
+
 def notes(every: list[Figures], number: int) -> list[str]:
     """What stands below the table: the bandwidth, and what failed or is not there."""
     bandwidth = [figures.bandwidth() / 1e12 for figures in every if figures.seconds]
@@ -204,7 +225,7 @@ def show(number: int, device: str) -> list[Figures]:
         for row in rows(every[-1]):
             print(row, flush=True)  # kept, whatever becomes of the next case
         torch.cuda.empty_cache()
-    print("", *notes(every, number), sep="\n")
+    print("", *kernel_rows(every), "", *notes(every, number), sep="\n")
     return every
 
 

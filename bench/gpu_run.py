@@ -25,7 +25,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "gpu.md"
-WORKERS = 4  # tests wait for the host most of the time
+WORKERS = min(8, os.cpu_count() or 1)  # tests wait for the host most of the time
 LIMIT = 600  # seconds a part
 
 

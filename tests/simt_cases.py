@@ -174,5 +174,5 @@ FAULTS = {
     "EARLY_READ": (chain, "dependence"),
     "EARLY_WRITE": (chain, "dependence"),
     "EARLY_INPUT": (chain_of_dependents, "dependence"),
-    "RELEASE": (chain, "misuse"),
+    "RELEASE": (chain, "dependence"),
 }

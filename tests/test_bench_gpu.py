@@ -91,6 +91,12 @@ class Device:
         self.kernel("at::cuda::(anonymous namespace)::spin_kernel(long)", 1e-9 * cycles)
 
 
+def seconds(*arguments) -> dict[str, list[float]]:
+    """Of each candidate in each round."""
+    found = device_time.rounds(*arguments)
+    return {name: [device_time.busy(run) for run in runs] for name, runs in found.items()}
+
+
 @pytest.fixture
 def device(monkeypatch):
     stream = Device()
@@ -108,7 +114,7 @@ def test_the_gaps_of_a_host_bound_candidate_are_not_its_time(device):
             device.kernel("elementwise", 1e-6, gap=1e-5)
 
     timed = {"copy": lambda: device.kernel("Memcpy DtoD", 5e-4), "many": many}
-    found = device_time.rounds(timed, 3, timed["copy"], "cuda")
+    found = seconds(timed, 3, timed["copy"], "cuda")
     assert found == {"copy": pytest.approx([5e-4] * 3), "many": pytest.approx([2e-3] * 3)}
 
 
@@ -117,23 +123,33 @@ def test_a_dependent_launch_is_not_counted_twice(device):
         device.kernel("cam_rows", 1e-3)
         device.kernel("resample_kernel", 5e-4, ahead=2e-4)
 
-    found = device_time.rounds({"two": two}, 2, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda")
+    found = seconds({"two": two}, 2, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda")
     assert found == {"two": pytest.approx([1.3e-3] * 2)}
+
+
+def test_kernels_are_told_apart(device):
+    def two():
+        device.kernel("void cgc::cuda::(anonymous namespace)::cam_rows<float, 4>(cgc::cuda::CamCall<T1>)", 1e-3)
+        device.kernel("resample_kernel", 5e-4, gap=2e-4)
+
+    found = device_time.rounds({"two": two}, 2, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda")
+    figures = gpu.Figures(small(), 1, 1, kernels={"cuda": device_time.kernels(found["two"])})
+    assert gpu.kernel_rows([figures])[2:] == [
+        f"| {small()} | cuda | cam_rows 1000.0 (0.0), resample_kernel 500.0 (1200.0) |"
+    ]
 
 
 def test_rounds_are_told_apart(device):
     lengths = iter([9, 9, 9, 9, 1, 2, 3, 4])  # two rounds ahead, of both candidates
     once = {name: lambda: device.kernel("k", next(lengths) * 1e-3) for name in ("a", "b")}
-    found = device_time.rounds(once, 2, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda")
+    found = seconds(once, 2, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda")
     assert found == {"a": pytest.approx([1e-3, 3e-3]), "b": pytest.approx([2e-3, 4e-3])}
 
 
 @pytest.mark.parametrize("lost", [1, 5, 9])
 def test_what_the_profiler_drops_at_its_start_costs_no_round(device, monkeypatch, lost):
     monkeypatch.setattr(device_time, "record", lambda work: work() or device.activities[lost:])
-    found = device_time.rounds(
-        {"a": lambda: device.kernel("k", 1e-3)}, 3, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda"
-    )
+    found = seconds({"a": lambda: device.kernel("k", 1e-3)}, 3, lambda: device.kernel("Memcpy DtoD", 1e-4), "cuda")
     assert found == {"a": pytest.approx([1e-3] * 3)}
 
 

@@ -28,8 +28,8 @@ BOUNDS = {
     "cam_flat": Bound(instructions_a_load=80, in_flight=4),  # contiguous
     "cam_rows_backward": Bound(instructions_a_load=50, in_flight=4),
     "cam_flat_backward": Bound(instructions_a_load=80, in_flight=4),
-    "resample_forward": Bound(barriers=8, float32_double=0, float32_tensor=1),
-    "resample_backward": Bound(float32_tensor=1),
+    "crop_matrices": Bound(float32_double=0, float32_tensor=1),
+    "resample_forward": Bound(barriers=8, float32_double=0),
     "contrast_forward": Bound(float32_tensor=1),
     "contrast_backward": Bound(float32_tensor=1),
     "cgc_backward": Bound(float32_tensor=1),

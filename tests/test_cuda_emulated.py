@@ -236,18 +236,19 @@ def test_every_schedule_gives_the_same_bits(kernels, dtype):
             assert_same_bits(grads[name], results[0][1][name], name)
 
 
-# Kernels each way: heatmaps, rows and keys, loss; then back. Of the released objective one kernel takes both small
-# stages back, of maps that it holds. The mean of the gradients is a kernel of its own, and so are views of two formats.
+# Kernels each way: matrices of the crops, heatmaps, rows and keys, loss; then back. Of the released objective one
+# kernel takes both small stages back, of maps that it holds, and needs no matrices. The mean of the gradients is a
+# kernel of its own, and so are views of two formats.
 @pytest.mark.parametrize(
     ("launches", "objective", "settings"),
     [
-        ((3, 2), "released", {}),
-        ((3, 2), "released", {"side": (16, 16), "batch": 3}),
-        ((3, 3), "released", {"side": (17, 17), "batch": 3}),
-        ((3, 3), "paper", {}),
-        ((3, 2), "mse", {}),
-        ((4, 2), "released", {"weighting": "gradcam"}),
-        ((4, 3), "released", {"layouts": LAYOUTS}),
+        ((4, 2), "released", {}),
+        ((4, 2), "released", {"side": (16, 16), "batch": 3}),
+        ((4, 4), "released", {"side": (17, 17), "batch": 3}),
+        ((4, 4), "paper", {}),
+        ((4, 3), "mse", {}),
+        ((5, 2), "released", {"weighting": "gradcam"}),
+        ((5, 3), "released", {"layouts": LAYOUTS}),
     ],
 )
 def test_kernels_each_way(kernels, launches, objective, settings):

@@ -103,7 +103,7 @@ ALLOWED = {torch.float32: 1.05, torch.bfloat16: 1.08}
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_bytes_and_sectors(watched, weighting, layout, side, dtype):
     """Little more than must move (docs/mathematics.md, section 5), in well-used sectors."""
-    batch, channels = 8, 256
+    batch, channels = 8, 1024 // dtype.itemsize  # features of as many bytes in every type
     case = case_of(batch, channels, side, weighting, layout, size=(28, 28)).to(dtype)
     tensor = batch * channels * math.prod(side) * dtype.itemsize
     pooled = batch * channels * dtype.itemsize  # of the features' type here; means of gradients are in float32

@@ -50,14 +50,14 @@ FAULTS = {
     "barrier removed": (FLAT, "    __syncthreads();\n    fold_positions", "    fold_positions"),
     "barrier before a slot's next use removed": (
         CONTRAST,
-        "    __syncthreads();\n    if (!one_slice",
-        "    if (!one_slice",
+        "    if (first == 0) __syncthreads();\n",
+        "",
     ),
     "wait removed": (RESAMPLE_FORWARD, "  simt::wait_for_predecessor();\n", ""),
-    "successor released before the wait": (
-        RESAMPLE_FORWARD,
-        "  simt::wait_for_predecessor();\n  simt::release_successor();\n",
-        "  simt::release_successor();\n  simt::wait_for_predecessor();\n",
+    "wait at the end of a kernel that streams beside its predecessor removed": (
+        FLAT,
+        "relu(map[p]) : map[p]); });\n  simt::wait_for_predecessor();\n",
+        "relu(map[p]) : map[p]); });\n",
     ),
     "input of a later kernel read before the wait": (
         CONTRAST_FORWARD,

@@ -6,10 +6,13 @@ namespace cgc::CGC_ISA {
 namespace {
 
 template <class Acc>
-__global__ void __launch_bounds__(block_threads) finish_heatmaps(const __grid_constant__ Heatmaps call) {
+__global__ void __launch_bounds__(block_threads) add_splits(const __grid_constant__ Heatmaps call) {
   simt::wait_for_predecessor();
   simt::release_successor();
-  each(call.positions, [&](int p) { finished_heatmap<Acc>(call, 0, blockIdx.x, p); });
+  each(call.positions, [&](int p) {
+    Acc heatmap[1];
+    finish_heatmaps(call, blockIdx.x, p, heatmap);
+  });
 }
 
 int bytes_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
@@ -51,9 +54,9 @@ int launch_kernel(CamCall<A, G> call, bool channels_last, bool backward, Stream&
                   : launch_cam_flat<V, elementwise>(call, stream);
 }
 
-// Views of one memory format. sums: of the forward; null: backward.
+// Views of one memory format. sums: of the forward; null: backward. follows: as in CamCall.
 template <class A, class G>
-int launch_alike(const CamBackward* views, void* const* sums, int count, int channels, Stream& stream) {
+int launch_alike(const CamBackward* views, void* const* sums, bool follows, int count, int channels, Stream& stream) {
   using Acc = acc_t<A>;
   constexpr int v = 16 / sizeof(A);
   const Cam& first = views[0].forward;
@@ -70,6 +73,7 @@ int launch_alike(const CamBackward* views, void* const* sums, int count, int cha
     call.grad_gradients[i] = static_cast<G*>(view.grad_gradients);
     vectorised = vectorised && is_vectorised(view, v, sums == nullptr);
   }
+  call.follows = follows;
   call.views = count;
   call.batch = int(first.batch);
   call.channels = int(first.channels);
@@ -88,13 +92,13 @@ int launch_alike(const CamBackward* views, void* const* sums, int count, int cha
 }
 
 // One launch for both views, or one each where their memory formats differ.
-int launch(const CamBackward* views, void* const* sums, int count, Stream& stream) {
+int launch(const CamBackward* views, void* const* sums, bool follows, int count, Stream& stream) {
   const bool apart = count == 2 && views[0].forward.channels_last != views[1].forward.channels_last;
   const int channels = split_channels(views[0].forward, count), together = apart ? 1 : count;
   for (int i = 0; i < count; i += together) {
     with_types<bfloat16, float16>(views[i].forward, [&](auto a, auto g, auto) {
-      return launch_alike<decltype(a), decltype(g)>(views + i, sums == nullptr ? nullptr : sums + i, together, channels,
-                                                    stream);
+      return launch_alike<decltype(a), decltype(g)>(views + i, sums == nullptr ? nullptr : sums + i, follows, together,
+                                                    channels, stream);
     });
   }
   return stream.error();
@@ -115,7 +119,7 @@ void launch_means(CamBackward* calls, int count, Stream& stream) {
     call.gradients_type = mean.gradients_type = call.features_type == Type::float64 ? Type::float64 : Type::float32;
     call.weighting = mean.weighting = Weighting::pooled;
   }
-  launch(means, nullptr, count, stream);
+  launch(means, nullptr, false, count, stream);
 }
 
 }  // namespace
@@ -133,7 +137,7 @@ Heatmaps launch_cam(const Cam* views, int count, Stream& stream) {
     heatmaps.sums[i] = sums[i];
   }
   if (first.weighting == Weighting::mean) launch_means(calls, count, stream);
-  launch(calls, sums, count, stream);
+  launch(calls, sums, first.weighting == Weighting::mean, count, stream);
   return heatmaps;
 }
 
@@ -141,12 +145,12 @@ int launch_heatmaps(const Cam& call, Stream& stream) {
   const Heatmaps heatmaps = launch_cam(&call, 1, stream);
   if (heatmaps.splits == 1) return stream.error();
   return with_type(call.features_type == Type::float64, [&](auto acc) {
-    return stream.start(&finish_heatmaps<decltype(acc)>, unsigned(call.batch), 0, heatmaps);
+    return stream.start(&add_splits<decltype(acc)>, unsigned(call.batch), 0, heatmaps);
   });
 }
 
 int launch_cam_backward(const CamBackward* views, int count, Stream& stream) {
-  return launch(views, nullptr, count, stream);
+  return launch(views, nullptr, true, count, stream);
 }
 
 }  // namespace cgc::CGC_ISA

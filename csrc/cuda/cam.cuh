@@ -25,6 +25,7 @@ struct CamCall {
   const acc_t<A>* heatmaps[2];       // backward: [B, P]; null: the gradient has passed the ReLU already
   A* grad_features[2];               // backward: as features, or null
   G* grad_gradients[2];              // backward: as gradients, or null
+  bool follows;  // whether the kernel before has written the weights or the gradients of the heatmaps
   int views, batch, channels, positions, splits, split_channels;
   Divisor by_positions;
   acc_t<A> mean;            // 1 / P

@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_consta
     }
   };
   if (thread() < turn) fetch(thread());  // on their way while the weights arrive
-  simt::wait_for_predecessor();
   simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   each(positions, [&](int p) { map[p] = 0; });
   if constexpr (!elementwise) each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
   __syncthreads();
@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_consta
   }
   Acc* to = call.sums[part.view] + rows_before(part.sample * call.splits + part.split, positions);
   each(positions, [&](int p) { simt::gst(to + p, call.splits == 1 ? relu(map[p]) : map[p]); });
+  simt::wait_for_predecessor();
 }
 
 template <int V, bool elementwise, class A, class G>
@@ -156,8 +157,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
     }
   };
   fetch(0);  // inputs, which no kernel before this one writes
-  simt::wait_for_predecessor();
   simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if (!elementwise && part.wants_features) {
     each(part.channels + 1,
          [&](int c) { weights[c] = c < part.channels ? Acc(simt::gld(part.gradients + c)) : Acc(0); });
@@ -189,6 +190,7 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
     write_sums<V>(sums, positions, minimum(call.turn_channels, part.channels - first), part.to_gradients + first);
     __syncthreads();
   }
+  simt::wait_for_predecessor();
 }
 
 template <int V, bool elementwise, class A, class G>

@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows(const __grid_consta
     }
   };
   fetch(begin, first);  // on their way while the weights arrive
-  simt::wait_for_predecessor();
   simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if constexpr (!elementwise) {
     each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
     __syncthreads();
@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows(const __grid_consta
     if (lane() % (warp_threads / numbers) != 0 || u >= call.row_step || p + u >= end) continue;
     simt::gst(to + p + u, call.splits == 1 ? relu(sum) : sum);
   }
+  simt::wait_for_predecessor();
 }
 
 template <int V, bool elementwise, class A, class G>
@@ -110,8 +111,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows_backward(const __gr
     }
   };
   fetch(warp());  // inputs, which no kernel before this one writes
-  simt::wait_for_predecessor();
   simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if (!elementwise && part.wants_features)
     each(part.channels, [&](int c) { tile[c] = Acc(simt::gld(part.gradients + c)); });
   load_gradient(call, part, 0, map);
@@ -143,9 +144,11 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows_backward(const __gr
       }
     }
   }
-  if (elementwise || !part.wants_gradients) return;
-  __syncthreads();  // the weights have been read
-  write_row_sums<V>(sums, part.channels, tile, part.to_gradients);
+  if (!elementwise && part.wants_gradients) {
+    __syncthreads();  // the weights have been read
+    write_row_sums<V>(sums, part.channels, tile, part.to_gradients);
+  }
+  simt::wait_for_predecessor();
 }
 
 template <int V, bool elementwise, class A, class G>

@@ -50,15 +50,14 @@ __device__ __forceinline__ void row_gradients(const ContrastBackward& call, cons
     }
     __syncthreads();
 #pragma unroll
-    for (int s = 0; s < slices; ++s) {
-      if (s * slice >= sides.length) break;
-      if (slices > 1) {
-        load_slice<tile_columns>(sides.b, column, s * slice, sides.batch, sides.length, tiles.columns);
+    for (int s = slices - 1; s >= 0; --s) {
+      if (s * slice >= sides.length) continue;
+      if ((s + 1) * slice < sides.length) {  // else it is there since the similarities
+        load_columns(sides, column, s * slice, tiles.columns);
         __syncthreads();
       }
       // The tile of weights with the slice of the columns, of which a warp takes eight elements.
       add_products<tile_stride>(tiles.weights, elements, tile_columns, grads[s]);
-      if (slices > 1) __syncthreads();
     }
   }
   others[0] *= scale, others[1] *= scale;
@@ -102,7 +101,6 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_backward(const __gr
   const bool keys = blockIdx.x >= gridDim.x / 2;
   const int row = int(keys ? blockIdx.x - gridDim.x / 2 : blockIdx.x) * tile_rows;
   const ContrastSides sides{keys ? forward.keys : forward.rows, keys ? forward.rows : forward.keys, batch, length};
-  simt::wait_for_predecessor();
   simt::release_successor();
   Acc grads[slices][4] = {}, others[2] = {};
   row_gradients<Acc, slices>(call, sides, !keys, keys, row, tiles, grads, others);
@@ -110,11 +108,13 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_backward(const __gr
   each_gradient(grads, length, [&](int r, int k, Acc grad) {
     if (row + r < batch) simt::gst(to + index_t(row + r) * length + k, grad);
   });
-  if (keys) return;
-  __syncthreads();
-  Acc* sums = tiles.weights;
-  sum_others(others, tiles.rows, sums);
-  each(minimum(tile_rows, batch - row), [&](int r) { simt::gst(call.grad_positives + row + r, -double(sums[r])); });
+  if (!keys) {
+    __syncthreads();
+    Acc* sums = tiles.weights;
+    sum_others(others, tiles.rows, sums);
+    each(minimum(tile_rows, batch - row), [&](int r) { simt::gst(call.grad_positives + row + r, -double(sums[r])); });
+  }
+  simt::wait_for_predecessor();  // which has written nothing of what is read here
 }
 
 }  // namespace
@@ -138,19 +138,48 @@ struct FusedBackward {
   ResampleGradient resample;
 };
 
-// The block that holds the gradients of 16 samples' unit maps goes on to their heatmaps. Row and key of a sample are u
-// and K u for its unit map u, and K is symmetric: the gradient of u is the sum over all pairs of both softmaxes'
-// weights times the other sample's key.
+// U^T 1 of both axes, [H] and then [W], of the pixels that each cell reaches.
+template <class Real>
+__device__ __forceinline__ void cell_sums(const Resample& call, const MapShape& shape, Real* sums) {
+  constexpr int lanes = 16;  // that share a cell
+  const int cells = shape.height + shape.width;
+#pragma unroll 1
+  for (int base = 0; base < cells; base += block_threads / lanes) {
+    const int i = minimum(base + thread() / lanes, cells - 1), cell = i < shape.height ? i : i - shape.height;
+    const CropAxis axis{int(i < shape.height ? call.size_h : call.size_w),
+                        i < shape.height ? shape.height : shape.width, 0, 0, false};
+    const Real unit = Real(1) / Real(2 * axis.size);
+    const int first = maximum((2 * cell - 1) * axis.size / (2 * axis.cells) - 1, 0),
+              last = minimum((2 * cell + 3) * axis.size / (2 * axis.cells) + 1, axis.size);
+    Real sum = 0;
+#pragma unroll 4
+    for (int pixel = first + thread() % lanes; pixel < last; pixel += lanes) {
+      sum += hat(upsampled_position(axis, pixel), cell, axis.size, unit);
+    }
+    sum = warp_sum(sum, lanes);
+    if (thread() % lanes == 0 && base + thread() / lanes == i) sums[i] = sum;
+  }
+}
+
+// A block takes the gradients of 16 samples' unit maps, and half of these on to their heatmaps, a warp to each: the
+// other block that takes them has a multiprocessor of its own. Row and key of a sample are u and K u for its unit map
+// u, and K is symmetric: the gradient of u is the sum over all pairs of both softmaxes' weights times the other's key.
 template <class Acc, int slices>
 __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_constant__ FusedBackward call) {
   SIMT_DYN_SHARED(Acc, memory);
   const ContrastTiles<Acc> tiles(memory);
   const Contrast& contrast = call.contrast.forward;
   const Resample& resample = call.resample.call.forward;
-  const int batch = int(contrast.batch), length = int(contrast.length), row = int(blockIdx.x) * tile_rows;
+  const MapShape& shape = call.resample.shape;
+  const int batch = int(contrast.batch), length = shape.positions, row = int(blockIdx.x / 2) * tile_rows;
+  const int mine = int(blockIdx.x % 2) * block_warps + warp(), sample = minimum(row + mine, batch - 1);
   Acc* arrived = memory + ContrastTiles<Acc>::elements;  // [16, P]
-  Acc *sums = arrived + tile_rows * length, *totals = sums + resample.height + resample.width;
-  cell_sums(resample, sums);
+  Acc *sums = arrived + tile_rows * length, *totals = sums + shape.height + shape.width;
+  cell_sums(resample, shape, sums);
+  __syncthreads();
+  constexpr int entries = slices * slice / warp_threads;
+  SampleGradient<ResampleTypes<Acc, Acc, Acc>, warp_threads, entries> gradient(resample, shape, sums, nullptr);
+  if (slices == 1) gradient.load(sample);  // on its way; more would take too many registers
   simt::wait_for_predecessor();
   simt::release_successor();
   const ContrastSides sides{contrast.rows, contrast.keys, batch, length};
@@ -162,16 +191,11 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
     sum_others(others, tiles.rows, totals);
   }
   __syncthreads();
-  constexpr int entries = slices * slice / warp_threads;
-  using Types = ResampleTypes<Acc, Acc, Acc>;
-#pragma unroll 1
-  for (int r = warp(); r < minimum(tile_rows, batch - row); r += block_warps) {
-    SampleGradient<Types, warp_threads, entries> gradient(resample, row + r, sums, nullptr);
-    gradient.each([&](int e, int p) { gradient.to_augmented[e] = arrived[r * length + p]; });
-    gradient.to_positive = Acc(positive_gradient(call.resample.positive, resample, row + r, -double(totals[r])));
-    gradient.to_normalised(false);
-    gradient.write(call.resample);
-  }
+  if (slices > 1) gradient.load(sample);
+  gradient.each([&](int e, int p) { gradient.to_augmented[e] = arrived[mine * length + p]; });
+  gradient.to_positive = Acc(positive_gradient(call.resample.positive, resample, sample, -double(totals[mine])));
+  gradient.to_normalised(false);
+  if (row + mine < batch) gradient.write(call.resample);
 }
 
 // The gradients of the heatmaps, and, where a kernel hands them on, of rows, keys and positives lie in the workspace.
@@ -185,13 +209,13 @@ int launch_cgc_backward(CgcBackward call, Stream& stream) {
   const PositiveGradient positive{mse_share(1, forward), -call.consistency / double(forward.batch),
                                   call.contrast.grad_loss};
   if (forward.objective == Objective::released && positions <= most_fused_positions) {
-    const FusedBackward phase{call.contrast, {call.resample, positive, true}};
+    const FusedBackward phase{call.contrast, {call.resample, MapShape(forward), nullptr, positive, true}};
     with_type(forward.float64, [&](auto acc) {
       using Acc = decltype(acc);
       const index_t elements =
           ContrastTiles<Acc>::elements + tile_rows * (positions + 1) + forward.height + forward.width;
       return stream.start(positions <= slice ? &cgc_backward<Acc, 1> : &cgc_backward<Acc, 4>,
-                          unsigned(row_tiles(forward.batch)), elements * index_t(sizeof(Acc)), phase);
+                          2 * unsigned(row_tiles(forward.batch)), elements * index_t(sizeof(Acc)), phase);
     });
   } else {
     if (forward.objective != Objective::mse) {
@@ -199,9 +223,10 @@ int launch_cgc_backward(CgcBackward call, Stream& stream) {
       call.resample.grad_keys = call.contrast.grad_keys = stream.take(bytes);
       call.contrast.grad_positives = static_cast<double*>(stream.take(forward.batch * 8));
       call.resample.grad_positives = call.contrast.grad_positives;
-      launch_contrast_backward(call.contrast, stream);
     }
-    launch_resample_backward(call.resample, positive, true, stream);
+    const void* matrices = launch_crop_matrices(forward, stream);
+    if (forward.objective != Objective::mse) launch_contrast_backward(call.contrast, stream);
+    launch_resample_backward(call.resample, matrices, positive, true, stream);
   }
   return launch_cam_backward(call.views, 2, stream);
 }
@@ -209,7 +234,7 @@ int launch_cgc_backward(CgcBackward call, Stream& stream) {
 }  // namespace
 }  // namespace cgc::CGC_ISA
 
-int cgc_cuda_cgc_backward(const cgc::CgcBackward* call, const cgc::Launch* launch) {
-  cgc::CGC_ISA::Stream stream(*launch);
-  return cgc::CGC_ISA::launch_cgc_backward(*call, stream);
+int cgc::launch(const Launch& launch, const CgcBackward& call) {
+  CGC_ISA::Stream stream(launch);
+  return CGC_ISA::launch_cgc_backward(call, stream);
 }

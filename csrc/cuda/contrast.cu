@@ -23,6 +23,19 @@ struct alignas(16) LogSum {
     others = others * double(std::exp(largest - highest)) + more.others * double(std::exp(more.largest - highest));
     largest = highest;
   }
+  // part(i) for i in [0, count), each read twice, together.
+  template <class F>
+  __device__ __forceinline__ static LogSum of(int count, F&& part) {
+    LogSum total;
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) total.largest = maximum(total.largest, part(i).largest);
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const LogSum each = part(i);
+      total.others += each.others * double(std::exp(each.largest - total.largest));
+    }
+    return total;
+  }
 };
 
 // The two rows of every lane into the sums of the split: lanes of a row first, then warps in order.
@@ -42,8 +55,7 @@ __device__ __forceinline__ void write_rows(const ContrastForward& phase, int row
   }
   __syncthreads();
   each(minimum(tile_rows, int(phase.call.batch) - row), [&](int r) {
-    LogSum<Acc> total;
-    for (int w = 0; w < block_warps; ++w) total.merge(parts[w * tile_rows + r]);
+    const auto total = LogSum<Acc>::of(block_warps, [&](int w) { return parts[w * tile_rows + r]; });
     simt::gst(static_cast<LogSum<Acc>*>(phase.sums) + index_t(row + r) * phase.splits + split, total);
   });
 }
@@ -51,9 +63,7 @@ __device__ __forceinline__ void write_rows(const ContrastForward& phase, int row
 template <class Acc>
 __device__ __forceinline__ double merged_loss(const ContrastForward& phase, int row) {
   const auto* sums = static_cast<const LogSum<Acc>*>(phase.sums) + index_t(row) * phase.splits;
-  LogSum<Acc> total;
-#pragma unroll 4
-  for (int split = 0; split < phase.splits; ++split) total.merge(simt::gld(sums + split));
+  const auto total = LogSum<Acc>::of(phase.splits, [&](int split) { return simt::gld(sums + split); });
   return row_loss(double(total.largest), total.others);
 }
 

@@ -20,27 +20,27 @@ struct ContrastTiles {
       : rows(memory), columns(memory + tile_rows * tile_stride), weights(columns + tile_columns * tile_stride) {}
 };
 
-// values [B, N] from row `first` and element `depth` on, zero outside, into a tile of `count` rows: eight loads of a
-// thread at once.
+// `count` rows of values [B, N] from row `first` and element `depth` on, zero outside: all loads on their way at once,
+// then into a tile. A thread keeps to one element.
 template <int count, class Acc>
-__device__ __forceinline__ void load_slice(const void* values, int first, int depth, int batch, int length, Acc* to) {
-  constexpr int each = count * slice / block_threads, together = each < 8 ? each : 8;
-#pragma unroll 1
-  for (int base = 0; base < each; base += together) {
-    Acc value[together];
+struct SliceLoads {
+  static constexpr int step = block_threads / slice, numbers = count / step;
+  Acc value[numbers];
+
+  __device__ __forceinline__ void start(const void* values, int first, int depth, int batch, int length) {
+    const int k = depth + thread() % slice, row = first + thread() / slice;
+    const Acc* from = static_cast<const Acc*>(values) + index_t(row) * length + k;
 #pragma unroll
-    for (int i = 0; i < together; ++i) {
-      const int at = (base + i) * block_threads + thread(), row = first + at / slice, k = depth + at % slice;
-      const bool inside = row < batch && k < length;
-      value[i] = inside ? simt::gld(static_cast<const Acc*>(values) + index_t(row) * length + k) : Acc(0);
-    }
-#pragma unroll
-    for (int i = 0; i < together; ++i) {
-      const int at = (base + i) * block_threads + thread();
-      to[at / slice * tile_stride + at % slice] = value[i];
+    for (int i = 0; i < numbers; ++i) {
+      value[i] = k < length && row + i * step < batch ? simt::gld(element(from, i * step * length)) : Acc(0);
     }
   }
-}
+  __device__ __forceinline__ void finish(Acc* tile) const {
+    Acc* to = tile + thread() / slice * tile_stride + thread() % slice;
+#pragma unroll
+    for (int i = 0; i < numbers; ++i) to[i * step * tile_stride] = value[i];
+  }
+};
 
 // Adds to c the products of 16 rows of a tile with the warp's eight columns over `depth` elements, which lie at
 // `stride` from `column` on, this lane's first.
@@ -59,6 +59,19 @@ struct ContrastSides {
   int batch, length;
 };
 
+// A slice of 64 rows of b into a tile that the block may still read when it begins.
+template <class Acc>
+__device__ __forceinline__ void load_columns(const ContrastSides& sides, int column, int depth, Acc* tile) {
+  constexpr int together = sizeof(Acc) == 8 ? tile_columns / 2 : tile_columns;  // lest registers spill
+#pragma unroll
+  for (int first = 0; first < tile_columns; first += together) {
+    SliceLoads<together, Acc> loads;
+    loads.start(sides.b, column + first, depth, sides.batch, sides.length);
+    if (first == 0) __syncthreads();
+    loads.finish(tile + first * tile_stride);
+  }
+}
+
 // Adds to c the similarities of the 16 rows from `row` with the warp's columns of the 64 from `column`, in fragments.
 // Of one slice the rows stay in shared memory from step to step, and its columns until the next one.
 template <class Acc, bool one_slice>
@@ -67,9 +80,11 @@ __device__ __forceinline__ void similarities(const ContrastSides& sides, int row
   const Acc* mine = tiles.columns + (8 * warp() + fragment_row()) * tile_stride + fragment_column();
 #pragma unroll 1
   for (int depth = 0; depth < sides.length; depth += slice) {
-    __syncthreads();
-    if (!one_slice || first) load_slice<tile_rows>(sides.a, row, depth, sides.batch, sides.length, tiles.rows);
-    load_slice<tile_columns>(sides.b, column, depth, sides.batch, sides.length, tiles.columns);
+    const bool anew = !one_slice || first;
+    SliceLoads<tile_rows, Acc> rows;
+    if (anew) rows.start(sides.a, row, depth, sides.batch, sides.length);
+    load_columns(sides, column, depth, tiles.columns);
+    if (anew) rows.finish(tiles.rows);
     __syncthreads();
     add_products<1>(tiles.rows, mine, minimum(slice, sides.length - depth), c);
   }

@@ -48,17 +48,30 @@ struct Heatmaps {
   int splits, positions;
 };
 
-// One number of a heatmap; of several splits it is written, too.
-template <class Acc>
-__device__ __forceinline__ Acc finished_heatmap(const Heatmaps& from, int view, index_t sample, int p) {
-  const Acc* sums = static_cast<const Acc*>(from.sums[view]) + sample * from.splits * from.positions + p;
-  Acc heatmap = simt::gld(sums);
-  if (from.splits == 1) return heatmap;
-#pragma unroll 4
-  for (int split = 1; split < from.splits; ++split) heatmap += simt::gld(sums + split * from.positions);
-  heatmap = relu(heatmap);
-  simt::gst(static_cast<Acc*>(from.heatmaps[view]) + sample * from.positions + p, heatmap);
-  return heatmap;
+// One number of the heatmaps of `views` views; of several splits they are written, too.
+template <int views, class Acc>
+__device__ __forceinline__ void finish_heatmaps(const Heatmaps& from, index_t sample, int p, Acc (&heatmaps)[views]) {
+  constexpr int together = 4;  // loads of a view
+#pragma unroll
+  for (Acc& heatmap : heatmaps) heatmap = 0;
+#pragma unroll 1
+  for (int first = 0; first < from.splits; first += together) {
+    Acc parts[views][together];
+#pragma unroll
+    for (int i = 0; i < views * together; ++i) {
+      const int view = i / together, split = first + i % together;
+      const Acc* sums = static_cast<const Acc*>(from.sums[view]) + (sample * from.splits + split) * from.positions + p;
+      parts[view][i % together] = split < from.splits ? simt::gld(sums) : Acc(0);
+    }
+#pragma unroll
+    for (int i = 0; i < views * together; ++i) heatmaps[i / together] += parts[i / together][i % together];
+  }
+  if (from.splits == 1) return;
+#pragma unroll
+  for (int view = 0; view < views; ++view) {
+    heatmaps[view] = relu(heatmaps[view]);
+    simt::gst(static_cast<Acc*>(from.heatmaps[view]) + sample * from.positions + p, heatmaps[view]);
+  }
 }
 
 }  // namespace cgc::CGC_ISA

@@ -23,7 +23,7 @@ class Cuda {
   // The kernels index samples by int and the bytes of one by 32 bits.
   static void check_sizes(Index batch, Index channels, Index height, Index width) {
     constexpr Index largest_sample = Index(1) << 28;
-    const Index side = cgc_cuda_largest_side();
+    const Index side = largest_map_side();
     STD_TORCH_CHECK(height <= side && width <= side, "maps must be at most ", side, " x ", side,
                     " for backend 'cuda', got ", height, " x ", width, ": use backend='torch'");
     STD_TORCH_CHECK(batch <= largest_int / 2 && channels <= largest_sample / (height * width), "B must be at most ",
@@ -32,40 +32,31 @@ class Cuda {
   }
 
   static void check_rows(Index batch, Index length) {
-    const Index side = cgc_cuda_largest_side();
+    const Index side = largest_map_side();
     STD_TORCH_CHECK(batch <= largest_int / 2 && length <= side * side, "rows must be at most ", largest_int / 2, " x ",
                     side * side, " for backend 'cuda', got ", batch, " x ", length, ": use backend='torch'");
   }
 
   static void prepare(Tensor&) {}
 
-  void run(const Cam& call) const { launch(cgc_cuda_cam, call); }
-  void run(const CamBackward& call) const { launch(cgc_cuda_cam_backward, call); }
-  void run(const Resample& call) const { launch(cgc_cuda_resample, call); }
-  void run(const ResampleBackward& call) const { launch(cgc_cuda_resample_backward, call); }
-  void run(const Contrast& call, const Scalar& loss) const { launch(cgc_cuda_contrast, call, loss); }
-  void run(const ContrastBackward& call) const { launch(cgc_cuda_contrast_backward, call); }
-  void run(const Cgc& call, const Scalar& loss) const { launch(cgc_cuda_cgc, call, loss); }
-  void run(const CgcBackward& call) const { launch(cgc_cuda_cgc_backward, call); }
+  template <class... Calls>
+  void run(const Calls&... calls) const {
+    std::optional<Tensor> workspace;
+    Index bytes = 0;
+    Launch how{nullptr, nullptr, &bytes};
+    launch(how, calls...);
+    if (bytes > 0) workspace.emplace(make(tensor_, {bytes}, ScalarType::Byte));
+    how = {nullptr, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, nullptr};
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &how.stream));
+    const int error = launch(how, calls...);
+    STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", launch_error(error));
+  }
 
  private:
   static std::int32_t index_of(const Tensor& tensor) {
     STD_TORCH_CHECK(tensor.is_cuda(), "the first tensor of a CUDA operator must be on a CUDA device, got ",
                     described(tensor));
     return tensor.get_device_index();
-  }
-
-  template <class Kernel, class... Arguments>
-  void launch(Kernel* kernel, const Arguments&... arguments) const {
-    std::optional<Tensor> workspace;
-    Index bytes = 0;
-    Launch how{nullptr, nullptr, &bytes};
-    kernel(&arguments..., &how);
-    if (bytes > 0) workspace.emplace(make(tensor_, {bytes}, ScalarType::Byte));
-    how = {nullptr, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, nullptr};
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &how.stream));
-    const int error = kernel(&arguments..., &how);
-    STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", cgc_cuda_error(error));
   }
 
   const Tensor& tensor_;

@@ -1,7 +1,8 @@
 // What every kernel of this folder needs: threads, storage types, vectors of 16 bytes, sums, products of tiles.
 //
 // Kernels take one structure by value and run in blocks of 256 threads. All shared memory is dynamic. Whatever a kernel
-// reads or writes of its predecessor's comes after simt::wait_for_predecessor().
+// reads or writes of its predecessor's comes after simt::wait_for_predecessor(); each calls it at its end at the
+// latest, so that who waits for a kernel has waited for all before it.
 #pragma once
 
 #ifndef CGC_ISA
@@ -209,11 +210,12 @@ __device__ __forceinline__ void block_sums(T (&values)[count], T* scratch) {
 __device__ __forceinline__ int fragment_row() { return lane() / 4; }
 __device__ __forceinline__ int fragment_column() { return lane() % 4; }
 
-// float32 as the sum of two tf32 numbers; of their four products the smallest is left out.
+// float32 as the sum of two tf32 numbers, of which the second has either sign, lest its lost bits add up; of their four
+// products the smallest is left out. Of NaN at least the second is NaN.
 __device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
   unsigned a_high[4], a_low[4], b_high[2], b_low[2];
   const auto split = [](float x, unsigned& high, unsigned& low) {
-    high = __float_as_uint(x) & 0xffffe000u;
+    high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
     low = __float_as_uint(x - __uint_as_float(high));
   };
 #pragma unroll

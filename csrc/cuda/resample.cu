@@ -8,109 +8,112 @@ namespace {
 
 struct ResampleForward {
   Resample call;
+  MapShape shape;
   Heatmaps from;
-  unsigned* counter;  // set to zero; or null
-  float eps;          // that of the call
+  const void* matrices;  // [B, matrices_size]
+  unsigned* counter;     // set to zero; or null
+  float eps;             // that of the call
 };
 
-// P o P^T, Q o Q, P^T a P and K a K at the thread's positions.
-enum MapProduct { product_seen, product_gram, product_adjoint, product_image, map_products };  // as WarpMap begins
+// P o P^T, Q o Q, P^T a P and K a K: one for each of four neighbouring threads. A sweep gives the first three of a
+// warp.
+enum MapProduct { product_seen, product_gram, product_adjoint, product_image, map_products };
+constexpr int step = block_threads / map_products;  // positions that the block takes at once
 
-// All four of a warp, whose first three products are sums over the pixels of the view.
-template <int entries, class Real>
-__device__ __forceinline__ void warp_products(const Resample& call, const ResampleShared<Real>& shared, index_t sample,
-                                              Real (&out)[map_products][entries]) {
-  multiply_maps(shared, {{matrix_k, false, shared.augmented}}, out + product_image);
-  __syncthreads();
-  const int positions = shared.height * shared.width;
-  sweep(call, shared, sample, shared.middle, true);
-  each_entry<entries>(positions, [&](int e, int p) {
-#pragma unroll
-    for (int m = 0; m < warp_maps; ++m) out[m][e] = shared.middle[m * slots(positions) + p];
-  });
+template <bool warps, int entries, class Real>
+__device__ __forceinline__ void multiply_maps(const Resample& call, const ResampleShared<Real>& shared, index_t sample,
+                                              Real (&out)[entries]) {
+  const int product = thread() % map_products;
+  const CropMatrix matrix = product == product_image ? matrix_k : product == product_gram ? matrix_q : matrix_p;
+  multiply_map<map_products>(shared, matrix, product == product_adjoint,
+                             product <= product_gram ? shared.original : shared.augmented, out);
+  if constexpr (warps) {
+    __syncthreads();
+    sweep(call, shared, sample, shared.middle, true);
+    if (product == product_image) return;
+    const int cells = shared.shape.positions;
+    each_entry<entries>(thread() / map_products, step, cells,
+                        [&](int e, int p) { out[e] = swept(shared.middle, product, p, cells); });
+  }
 }
 
-// The unit maps of one sample, and its positive.
+// The unit maps of one sample, and its positive. values: of the thread's product.
 template <class Types, int entries, class Real>
 __device__ __forceinline__ void write_unit_maps(const Resample& call, const ResampleShared<Real>& shared,
-                                                index_t sample, const Real (&products)[map_products][entries]) {
-  const int positions = shared.height * shared.width;
-  Real numbers[3] = {};  // <a, T o>, |T o|^2, |a|^2
-  each_entry<entries>(positions, [&](int e, int p) {
-    numbers[0] += shared.augmented[p] * products[product_seen][e];
-    numbers[1] += shared.original[p] * products[product_gram][e];
-    numbers[2] += shared.augmented[p] * products[product_image][e];
-  });
-  block_sums(numbers, shared.scratch);
-  const Real of_seen = inverse_root(numbers[1]), of_augmented = inverse_root(numbers[2]);
-  if (thread() == 0) simt::gst(call.positives + sample, widened(numbers[0] * of_augmented * of_seen));
-  const bool paper = call.objective == Objective::paper;
-  auto* rows = static_cast<typename Types::Acc*>(call.rows) + sample * positions;
-  auto* keys = static_cast<typename Types::Acc*>(call.keys) + sample * positions;
-  auto* state = static_cast<typename Types::State*>(call.state) + sample * 3 * positions;
-  each_entry<entries>(positions, [&](int e, int p) {
-    using Acc = typename Types::Acc;
-    using State = typename Types::State;
-    const Real unit = shared.augmented[p] * of_augmented, image = products[product_image][e] * of_augmented,
-               seen = products[product_seen][e] * of_seen;
-    if (call.objective != Objective::mse) {
-      simt::gst(rows + p, Acc(paper ? seen : unit));
-      simt::gst(keys + p, Acc(paper ? unit : image));
-    }
-    simt::gst(state + p, State(paper ? image : seen));
-    simt::gst(state + positions + p, State(products[product_gram][e] * of_seen));
-    simt::gst(state + 2 * positions + p, State(products[product_adjoint][e] * of_augmented));
+                                                index_t sample, const Real (&values)[entries]) {
+  using Acc = typename Types::Acc;
+  using State = typename Types::State;
+  const int positions = shared.shape.positions, product = thread() % map_products;
+  const auto each_value = [&](auto&& visit) { each_entry<entries>(thread() / map_products, step, positions, visit); };
+  Real along = 0;  // <a, T o>, |T o|^2, or |a|^2
+  each_value(
+      [&](int e, int p) { along += (product == product_gram ? shared.original : shared.augmented)[p] * values[e]; });
+#pragma unroll
+  for (int distance = map_products; distance < warp_threads; distance *= 2) {
+    along += __shfl_xor_sync(all_lanes, along, distance);
+  }
+  if (lane() < map_products) shared.scratch[warp() * map_products + product] = along;
+  __syncthreads();
+  Real sums[map_products] = {};
+#pragma unroll
+  for (int i = 0; i < block_warps * map_products; ++i) sums[i % map_products] += shared.scratch[i];
+  const Real of_seen = inverse_root(sums[product_gram]), of_augmented = inverse_root(sums[product_image]);
+  if (thread() == 0) simt::gst(call.positives + sample, widened(sums[product_seen] * of_augmented * of_seen));
+  const bool paper = call.objective == Objective::paper, image = product == product_image;
+  const bool kept = product == product_gram || product == product_adjoint || paper == image;
+  const Real scale = product <= product_gram ? of_seen : of_augmented;
+  auto* rows = static_cast<Acc*>(call.rows) + sample * positions;
+  auto* keys = static_cast<Acc*>(call.keys) + sample * positions;
+  auto* state = static_cast<State*>(call.state) + (sample * 3 + (image ? 0 : product)) * positions;
+  const bool written = call.objective != Objective::mse;
+  each_value([&](int e, int p) {
+    if (kept) simt::gst(state + p, State(values[e] * scale));
+    if (!kept && written) simt::gst((image ? keys : rows) + p, Acc(values[e] * scale));
+    if (image && written) simt::gst((paper ? keys : rows) + p, Acc(shared.augmented[p] * of_augmented));
   });
 }
 
 template <class Types, int entries, bool warps>
 __global__ void __launch_bounds__(block_threads, 1) resample_forward(const __grid_constant__ ResampleForward phase) {
   using Real = typename Types::Real;
+  using Acc = typename Types::Acc;
   const Resample& call = phase.call;
-  const int height = int(call.height), width = int(call.width), positions = height * width;
-  const ResampleShared<Real> shared(call);
+  const MapShape& shape = phase.shape;
+  const ResampleShared<Real> shared(shape);
   const index_t sample = blockIdx.x;
-  // The transform is an input, which no kernel before this one writes.
-  crop_matrices(call, sample, shared);
-  cell_sums(call, shared.sums);
+  Acc heatmaps[entries][2];
+  const auto each_position = [&](auto&& visit) {
+    each_entry<entries>(thread(), block_threads, shape.positions, visit);
+  };
   simt::wait_for_predecessor();
   simt::release_successor();
   if (sample == 0 && thread() == 0 && phase.counter != nullptr) simt::gst(phase.counter, 0u);
-  each(2 * positions, [&](int i) {
-    const int view = i >= positions, p = i - (view != 0 ? positions : 0);
-    shared.middle[i] = Real(finished_heatmap<typename Types::Acc>(phase.from, view, sample, p));
-  });
+  each_position([&](int e, int p) { finish_heatmaps(phase.from, sample, p, heatmaps[e]); });
+  shared.load_matrices(phase.matrices, sample);
+  each_position(
+      [&](int e, int p) { shared.middle[p] = heatmaps[e][0], shared.middle[shape.positions + p] = heatmaps[e][1]; });
   __syncthreads();
-  add_parts(shared);
   const Real eps = sizeof(Real) == 4 ? Real(phase.eps) : Real(call.eps),
-             sum = heatmap_sum(shared.middle, shared.sums, height, width),
-             aug_sum = heatmap_sum(shared.middle + positions, shared.sums, height, width);
-  each(positions, [&](int p) {
-    shared.original[p] = normalised_map(shared.middle[p], sum, eps);
-    shared.augmented[p] = normalised_map(shared.middle[positions + p], aug_sum, eps);
+             sum = heatmap_sum(shared.middle, shared.sums(), shape),
+             aug_sum = heatmap_sum(shared.middle + shape.positions, shared.sums(), shape);
+  each_position([&](int e, int p) {
+    shared.original[p] = normalised_map(Real(heatmaps[e][0]), sum, eps);
+    shared.augmented[p] = normalised_map(Real(heatmaps[e][1]), aug_sum, eps);
   });
   __syncthreads();
-  Real products[map_products][entries];
-  if constexpr (warps) {
-    warp_products(call, shared, sample, products);
-  } else {
-    multiply_maps(shared,
-                  {{matrix_p, false, shared.original},
-                   {matrix_q, false, shared.original},
-                   {matrix_p, true, shared.augmented},
-                   {matrix_k, false, shared.augmented}},
-                  products);
-  }
-  write_unit_maps<Types>(call, shared, sample, products);
+  Real values[map_products * entries];
+  multiply_maps<warps>(call, shared, sample, values);
+  write_unit_maps<Types>(call, shared, sample, values);
 }
 
 }  // namespace
 
-int launch_resample(const Resample& call, const Heatmaps& heatmaps, unsigned* counter, Stream& stream) {
+int launch_resample(const Resample& call, const Heatmaps& heatmaps, const void* matrices, unsigned* counter,
+                    Stream& stream) {
   return with_resample_types(call, [&](auto types, auto entries, auto warps) {
     using Types = decltype(types);
     using Real = typename Types::Real;
-    const ResampleForward phase{call, heatmaps, counter, float(call.eps)};
+    const ResampleForward phase{call, MapShape(call), heatmaps, matrices, counter, float(call.eps)};
     return stream.start(&resample_forward<Types, decltype(entries)::value, decltype(warps)::value>,
                         unsigned(call.batch), resample_bytes<Real>(call), phase);
   });

@@ -26,30 +26,35 @@ constexpr Real sum_unit = sizeof(Real) == 4 ? Real(1) / Real(4294967296.0) : Rea
 CGC_HD inline int slots(int positions) { return maximum(positions, block_threads); }
 
 // The matrices of a crop, of both axes, [cells, cells] each: P = U^T R U, Q = (R U)^T R U and K = U^T U of y, then of x
-// (docs/mathematics.md, section 2).
+// (docs/mathematics.md, section 2). Behind them U^T 1 of both axes, what each cell adds to the sum of an upsampled map.
 enum CropMatrix { matrix_p, matrix_q, matrix_k, matrix_count };
 
-CGC_HD inline int matrices_size(int height, int width) { return matrix_count * (height * height + width * width); }
+CGC_HD inline int matrices_size(int height, int width) {
+  return matrix_count * (height * height + width * width) + height + width;
+}
+CGC_HD inline int first_matrix(int side, int height) { return side == 0 ? 0 : matrix_count * height * height; }
 
-// A map of one tile an axis has fewer pairs of tiles than a block has warps: four share the pixels of one, each into
-// matrices of its own.
-CGC_HD inline int pixel_parts(int height, int width) { return maximum(height, width) <= 8 ? block_warps / 2 : 1; }
+struct MapShape {
+  explicit MapShape(const Resample& call)
+      : height(int(call.height)), width(int(call.width)), positions(height * width), by_width(width) {}
+
+  int height, width, positions;
+  Divisor by_width;
+};
 
 // Shared memory of one sample.
 template <class Real>
 struct ResampleShared {
-  int height, width;
-  Real* matrices;              // and those of the other parts behind them
+  const MapShape& shape;
+  Real* matrices;              // as launch_crop_matrices() leaves them
   Real *original, *augmented;  // [P], normalised maps
   Real* middle;                // [4, P], or three times a number for every thread
-  Real* sums;                  // [H + W], of cell_sums
   Real* scratch;               // [warps, most_numbers]
   Real* table;                 // [table_size], for warps alone
 
   CGC_HD static int middle_size(int positions) { return maximum(4 * positions, 3 * slots(positions)); }
   CGC_HD static int size(int height, int width) {
-    return pixel_parts(height, width) * matrices_size(height, width) + 2 * height * width +
-           middle_size(height * width) + height + width + block_warps * most_numbers;
+    return matrices_size(height, width) + 2 * height * width + middle_size(height * width) + block_warps * most_numbers;
   }
   // As many as fit, of at most 2048, and at least what one pixel of a warp takes.
   CGC_HD static int table_size(int height, int width) {
@@ -57,117 +62,59 @@ struct ResampleShared {
     return maximum(minimum(room, 2048), 2 * (height + width));
   }
 
-  __device__ explicit ResampleShared(const Resample& call) : height(int(call.height)), width(int(call.width)) {
+  __device__ explicit ResampleShared(const MapShape& shape) : shape(shape) {
     SIMT_DYN_SHARED(Real, memory);
     matrices = memory;
-    original = memory + pixel_parts(height, width) * matrices_size(height, width);
-    augmented = original + height * width;
-    middle = augmented + height * width;
-    sums = middle + middle_size(height * width);
-    scratch = sums + height + width;
+    original = memory + matrices_size(shape.height, shape.width);
+    augmented = original + shape.positions;
+    middle = augmented + shape.positions;
+    scratch = middle + middle_size(shape.positions);
     table = scratch + block_warps * most_numbers;
   }
   // side: 0 for y, 1 for x
   __device__ __forceinline__ Real* matrix(int side, int which) const {
-    return matrices + (side == 0 ? which * height * height : matrix_count * height * height + which * width * width);
+    const int cells = side == 0 ? shape.height : shape.width;
+    return matrices + first_matrix(side, shape.height) + which * cells * cells;
   }
-};
+  __device__ __forceinline__ const Real* sums() const { return original - shape.height - shape.width; }
 
-// ---- Matrices, as products of tiles over the pixels of the view
-
-// Cells [8 row, 8 row + 8) by [8 column, 8 column + 8) of P and Q, and of K, over every `parts`-th group of 8 pixels.
-template <class Real>
-__device__ __forceinline__ void add_pixels(const CropAxis& axis, int row, int column, int part, int parts,
-                                           Real (&pq)[4], Real (&k)[4]) {
-  const Real unit = Real(1) / Real(2 * axis.size);
-  const int left = 8 * row + fragment_row(), right = 8 * column + fragment_row();
-#pragma unroll 2
-  for (int base = 8 * part; base < axis.size; base += 8 * parts) {
-    Real rows[4] = {}, seen[2] = {}, up[2] = {};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int pixel = base + fragment_column() + 4 * half;
-      if (pixel >= axis.size) continue;
-      const int position = upsampled_position(axis, pixel);
-      rows[2 * half] = hat(position, left, axis.size, unit);
-      up[half] = row == column ? rows[2 * half] : hat(position, right, axis.size, unit);
-      if (axis.length == 0) continue;
-      const CropSource<Real> source(axis, pixel, unit);
-      rows[2 * half + 1] = source.hat(left, axis.size, unit);
-      seen[half] = row == column ? rows[2 * half + 1] : source.hat(right, axis.size, unit);
-    }
-    mma(pq, rows, seen);
-    mma(k, rows, up);
-  }
-}
-
-// The matrices of one sample, its crop's only where there is one. Ends before the barrier that the caller needs, which
-// add_parts() follows.
-template <class Real>
-__device__ __forceinline__ void crop_matrices(const Resample& call, index_t sample, const ResampleShared<Real>& to) {
-  const int parts = pixel_parts(to.height, to.width);
+  // The sample's matrices, of all samples', several loads of a thread at once.
+  __device__ __forceinline__ void load_matrices(const void* all, index_t sample) const {
+    constexpr int together = 4;
+    const int size = matrices_size(shape.height, shape.width);
+    const Real* from = static_cast<const Real*>(all) + sample * size;
 #pragma unroll 1
-  for (int side = 0; side < 2; ++side) {
-    const int cells = side == 0 ? to.height : to.width, tiles = ceil_div(cells, 8);
-    // Half of the warps begin with either side.
-#pragma unroll 1
-    for (int item = (warp() + side * block_warps / 2) % block_warps; item < tiles * tiles * parts;
-         item += block_warps) {
-      const int pair = item / parts, part = item % parts, row = pair / tiles, column = pair % tiles;
-      Real pq[4] = {}, k[4] = {};
-      add_pixels(crop_axis(call, side, sample), row, column, part, parts, pq, k);
-      Real* const p = to.matrix(side, matrix_p) + part * matrices_size(to.height, to.width);
+    for (int first = thread(); first < size; first += together * block_threads) {
+      Real values[together];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int y = 8 * row + fragment_row(), x = 8 * column + 2 * fragment_column() + i;
-        if (y >= cells || x >= cells) continue;
-        p[matrix_p * cells * cells + y * cells + x] = pq[i];
-        p[matrix_q * cells * cells + y * cells + x] = pq[2 + i];
-        p[matrix_k * cells * cells + y * cells + x] = k[i];
+      for (int i = 0; i < together; ++i) {
+        const int at = first + i * block_threads;
+        if (at < size) values[i] = simt::gld(from + at);
+      }
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+        const int at = first + i * block_threads;
+        if (at < size) matrices[at] = values[i];
       }
     }
   }
-}
-
-template <class Real>
-__device__ __forceinline__ void add_parts(const ResampleShared<Real>& shared) {
-  if (pixel_parts(shared.height, shared.width) == 1) return;
-  const int size = matrices_size(shared.height, shared.width);
-  each(size, [&](int i) {
-    Real sum = shared.matrices[i];
-    for (int part = 1; part < block_warps / 2; ++part) sum += shared.matrices[part * size + i];
-    shared.matrices[i] = sum;
-  });
-}
-
-// U^T 1 of both axes, [H] and then [W]: what each cell adds to the sum of an upsampled map. A warp a cell.
-template <class Real>
-__device__ __forceinline__ void cell_sums(const Resample& call, Real* sums) {
-  const int height = int(call.height), width = int(call.width);
-#pragma unroll 1
-  for (int i = warp(); i < height + width; i += block_warps) {
-    const bool x = i >= height;
-    const CropAxis axis{int(x ? call.size_w : call.size_h), x ? width : height, 0, 0, false};
-    const Real unit = Real(1) / Real(2 * axis.size);
-    Real sum = 0;
-#pragma unroll 4
-    for (int pixel = lane(); pixel < axis.size; pixel += warp_threads) {
-      sum += hat(upsampled_position(axis, pixel), x ? i - height : i, axis.size, unit);
-    }
-    sum = warp_sum(sum);
-    if (lane() == 0) sums[i] = sum;
-  }
-}
+};
 
 // ---- Maps
 
+// What a position adds to the sum of an upsampled map. sums: U^T 1 of both axes.
+template <class Real>
+__device__ __forceinline__ Real cell_share(const Real* sums, const MapShape& shape, int p) {
+  const int row = shape.by_width.quotient(p);
+  return sums[row] * sums[shape.height + p - row * shape.width];
+}
+
 // s of a heatmap [P] in units of sum_unit; every warp adds it up for itself.
-template <class Real, class T>
-__device__ __forceinline__ Real heatmap_sum(const T* heatmap, const Real* sums, int height, int width) {
+template <class Real>
+__device__ __forceinline__ Real heatmap_sum(const Real* heatmap, const Real* sums, const MapShape& shape) {
   Real sum = 0;
-  for (int p = lane(); p < height * width; p += warp_threads) {
-    const int row = p / width;
-    sum += sums[row] * sums[height + p - row * width] * (Real(heatmap[p]) * sum_unit<Real>);
+  for (int p = lane(); p < shape.positions; p += warp_threads) {
+    sum += cell_share(sums, shape, p) * (heatmap[p] * sum_unit<Real>);
   }
   return warp_sum(sum);
 }
@@ -185,58 +132,41 @@ __device__ __forceinline__ Real normalised_map(Real heatmap, Real sum, Real eps)
   return share_of_sum(heatmap * sum_unit<Real>, sum, eps) + eps;
 }
 
-// visit(entry, position) for the positions of this thread of `threads`, at most `entries`.
-template <int entries, int threads = block_threads, class F>
-__device__ __forceinline__ void each_entry(int positions, F&& visit) {
+// visit(entry, position) for first, first + step, ..., at most `entries`.
+template <int entries, class F>
+__device__ __forceinline__ void each_entry(int first, int step, int positions, F&& visit) {
 #pragma unroll
   for (int e = 0; e < entries; ++e) {
-    const int p = thread() % threads + e * threads;
+    const int p = first + e * step;
     if (p < positions) visit(e, p);
   }
 }
 
-// left m right^T, or left^T m right, of one of the matrices of both axes; m is [H, W].
-template <class Real>
-struct Product {
-  CropMatrix matrix;
-  bool transposed;
-  const Real* map;
-};
-
-// out[n] = the n-th product at the thread's positions. One barrier inside.
-template <int count, int entries, class Real>
-__device__ __forceinline__ void multiply_maps(const ResampleShared<Real>& shared,
-                                              const Product<Real> (&products)[count], Real (*out)[entries]) {
-  const int height = shared.height, width = shared.width, positions = height * width;
-  each_entry<entries>(positions, [&](int, int at) {
-    const int i = at / width, j = at - i * width;
-    Real sums[count] = {};
-#pragma unroll count == 1 ? 4 : 2
-    for (int k = 0; k < height; ++k) {
-#pragma unroll
-      for (int n = 0; n < count; ++n) {
-        const Real* left = shared.matrix(0, products[n].matrix);
-        sums[n] += left[products[n].transposed ? k * height + i : i * height + k] * products[n].map[k * width + j];
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < count; ++n) shared.middle[n * positions + at] = sums[n];
+// left m right^T, or left^T m right, of one of the matrices of both axes and a map m [H, W]. `lanes` neighbouring
+// threads share a position, for which each may have a product of its own: out [entries], at positions thread / lanes,
+// and so on, at a step of as many positions as the block takes. One barrier inside.
+template <int lanes, int entries, class Real>
+__device__ __forceinline__ void multiply_map(const ResampleShared<Real>& shared, CropMatrix matrix, bool transposed,
+                                             const Real* map, Real (&out)[entries]) {
+  const int height = shared.shape.height, width = shared.shape.width, positions = shared.shape.positions;
+  const int row = transposed ? 1 : height, down = transposed ? height : 1;
+  const int column = transposed ? 1 : width, across = transposed ? width : 1;
+  const Real *left = shared.matrix(0, matrix), *right = shared.matrix(1, matrix);
+  Real* middle = shared.middle + thread() % lanes * positions;
+  each_entry<entries>(thread() / lanes, block_threads / lanes, positions, [&](int, int p) {
+    const int i = shared.shape.by_width.quotient(p), j = p - i * width;
+    Real sum = 0;
+#pragma unroll 4
+    for (int k = 0; k < height; ++k) sum += left[i * row + k * down] * map[k * width + j];
+    middle[p] = sum;
   });
   __syncthreads();
-  each_entry<entries>(positions, [&](int e, int at) {
-    const int i = at / width, j = at - i * width;
-    Real sums[count] = {};
-#pragma unroll count == 1 ? 4 : 2
-    for (int k = 0; k < width; ++k) {
-#pragma unroll
-      for (int n = 0; n < count; ++n) {
-        const Real* right = shared.matrix(1, products[n].matrix);
-        sums[n] += shared.middle[n * positions + i * width + k] *
-                   right[products[n].transposed ? k * width + j : j * width + k];
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < count; ++n) out[n][e] = sums[n];
+  each_entry<entries>(thread() / lanes, block_threads / lanes, positions, [&](int e, int p) {
+    const int i = shared.shape.by_width.quotient(p), j = p - i * width;
+    Real sum = 0;
+#pragma unroll 4
+    for (int k = 0; k < width; ++k) sum += middle[i * width + k] * right[j * column + k * across];
+    out[e] = sum;
   });
 }
 
@@ -270,9 +200,15 @@ struct PositiveGradient {
   Scalar grad_loss;         // of the fused loss; null where grad_positives is all there is
 };
 
+// The matrices of all samples, [B, matrices_size], in double where the stage computes in double. They follow from the
+// transform alone: a kernel to start first, beside which others stream.
+const void* launch_crop_matrices(const Resample& call, Stream& stream);
+
 // counter: set to zero, for a later kernel's tickets; or null. mask: whether gradients go on through the ReLU of the
 // heatmaps.
-int launch_resample(const Resample& call, const Heatmaps& heatmaps, unsigned* counter, Stream& stream);
-int launch_resample_backward(const ResampleBackward& call, const PositiveGradient& positive, bool mask, Stream& stream);
+int launch_resample(const Resample& call, const Heatmaps& heatmaps, const void* matrices, unsigned* counter,
+                    Stream& stream);
+int launch_resample_backward(const ResampleBackward& call, const void* matrices, const PositiveGradient& positive,
+                             bool mask, Stream& stream);
 
 }  // namespace cgc::CGC_ISA

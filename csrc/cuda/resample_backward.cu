@@ -21,11 +21,10 @@ __device__ __forceinline__ void load_unit_gradients(const ResampleBackward& call
   if (warps && paper) {
     if constexpr (warps) {
       sweep(call.forward, shared, gradient.sample, shared.middle, false);
-      const Real* adjoint = shared.middle + map_adjoint * slots(gradient.positions);
-      gradient.each([&](int e, int p) { through[e] = adjoint[p]; });
+      gradient.each([&](int e, int p) { through[e] = swept(shared.middle, map_adjoint, p, gradient.positions); });
     }
   } else {
-    multiply_maps(shared, {{paper ? matrix_p : matrix_k, paper, shared.augmented}}, &through);
+    multiply_map<1>(shared, paper ? matrix_p : matrix_k, paper, shared.augmented, through);
   }
   gradient.each([&](int e, int p) {
     gradient.to_augmented[e] = paper ? of(call.grad_keys, p) : of(call.grad_rows, p) + through[e];
@@ -38,15 +37,14 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
   using Real = typename Types::Real;
   const ResampleBackward& call = phase.call;
   const Resample& forward = call.forward;
-  const ResampleShared<Real> shared(forward);
+  const ResampleShared<Real> shared(phase.shape);
   const index_t sample = blockIdx.x;
-  crop_matrices(forward, sample, shared);
-  cell_sums(forward, shared.sums);
   simt::wait_for_predecessor();
   simt::release_successor();
+  shared.load_matrices(phase.matrices, sample);
   __syncthreads();
-  add_parts(shared);
-  SampleGradient<Types, block_threads, entries> gradient(forward, sample, shared.sums, shared.scratch);
+  SampleGradient<Types, block_threads, entries> gradient(forward, phase.shape, shared.sums(), shared.scratch);
+  gradient.load(sample);
   const bool mse = forward.objective == Objective::mse;
   const double contrast = call.grad_positives == nullptr ? 0 : simt::gld(call.grad_positives + sample);
   gradient.to_positive = Real(positive_gradient(phase.positive, forward, sample, contrast));
@@ -55,7 +53,7 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
       shared.augmented[p] = normalised_map(gradient.augmented[e], gradient.aug_total, gradient.eps);
     });
     __syncthreads();
-    multiply_maps(shared, {{matrix_k, false, shared.augmented}}, &gradient.image);
+    multiply_map<1>(shared, matrix_k, false, shared.augmented, gradient.image);
   } else {
     load_unit_gradients<warps, entries>(call, shared, gradient);
   }
@@ -65,12 +63,12 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
 
 }  // namespace
 
-int launch_resample_backward(const ResampleBackward& call, const PositiveGradient& positive, bool mask,
-                             Stream& stream) {
+int launch_resample_backward(const ResampleBackward& call, const void* matrices, const PositiveGradient& positive,
+                             bool mask, Stream& stream) {
   return with_resample_types(call.forward, [&](auto types, auto entries, auto warps) {
     using Types = decltype(types);
     using Real = typename Types::Real;
-    const ResampleGradient phase{call, positive, mask};
+    const ResampleGradient phase{call, MapShape(call.forward), matrices, positive, mask};
     return stream.start(&resample_backward<Types, decltype(entries)::value, decltype(warps)::value>,
                         unsigned(call.forward.batch), resample_bytes<Real>(call.forward), phase);
   });

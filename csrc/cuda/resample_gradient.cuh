@@ -8,6 +8,8 @@ namespace cgc::CGC_ISA {
 
 struct ResampleGradient {
   ResampleBackward call;
+  MapShape shape;
+  const void* matrices;  // [B, matrices_size]; null in the kernel that needs none
   PositiveGradient positive;
   bool mask;  // whether the gradients go on through the ReLU of the heatmaps
 };
@@ -30,20 +32,22 @@ struct SampleGradient {
   using Real = typename Types::Real;
 
   const Resample& call;
-  const Real* sums;  // shared, of cell_sums
+  const MapShape& shape;
+  const Real* sums;  // shared, U^T 1 of both axes
   Real* scratch;     // shared, of a block's sums
-  index_t sample;
-  int width, positions;
+  index_t sample = 0;
+  int positions = shape.positions;
   Real eps, total, aug_total;                                           // totals: s of the views, by sum_unit
+  Real shares[entries];                                                 // of cell_share
   Real original[entries], augmented[entries];                           // heatmaps
   Real image[entries], seen[entries], gram[entries], adjoint[entries];  // unit maps
-  Real to_augmented[entries] = {}, to_seen[entries] = {};               // what arrives at the unit maps of both views
+  Real to_augmented[entries], to_seen[entries];                         // what arrives at the unit maps of both views
   Real to_positive = 0;
 
   // visit(entry, position)
   template <class F>
   __device__ void each(F&& visit) const {
-    each_entry<entries, threads>(positions, visit);
+    each_entry<entries>(thread() % threads, threads, positions, visit);
   }
 
   // Over the threads, for each.
@@ -57,14 +61,12 @@ struct SampleGradient {
     }
   }
 
-  __device__ Real cell_share(int p) const {
-    const int row = p / width;
-    return sums[row] * sums[call.height + p - row * width];
-  }
+  __device__ SampleGradient(const Resample& call, const MapShape& shape, const Real* sums, Real* scratch)
+      : call(call), shape(shape), sums(sums), scratch(scratch), eps(Real(call.eps)) {}
 
-  __device__ SampleGradient(const Resample& call, index_t sample, const Real* sums, Real* scratch)
-      : call(call), sums(sums), scratch(scratch), sample(sample), width(int(call.width)), eps(Real(call.eps)) {
-    positions = int(call.height) * width;
+  // What the forward has left of a sample.
+  __device__ void load(index_t of_batch) {
+    sample = of_batch;
     const bool paper = call.objective == Objective::paper, mse = call.objective == Objective::mse;
     const auto* state = static_cast<const typename Types::State*>(call.state) + sample * 3 * positions;
     const auto of = [&](const void* maps, int p) {
@@ -72,13 +74,15 @@ struct SampleGradient {
     };
     Real totals[2] = {};
     each([&](int e, int p) {
+      shares[e] = cell_share(sums, shape, p);
       original[e] = of(call.heatmaps, p), augmented[e] = of(call.aug_heatmaps, p);
       const Real first = Real(simt::gld(state + p));
       image[e] = paper ? first : mse ? Real(0) : of(call.keys, p);
       seen[e] = paper ? of(call.rows, p) : first;
+      to_augmented[e] = to_seen[e] = 0;
       gram[e] = Real(simt::gld(state + positions + p)), adjoint[e] = Real(simt::gld(state + 2 * positions + p));
-      totals[0] += cell_share(p) * (original[e] * sum_unit<Real>);
-      totals[1] += cell_share(p) * (augmented[e] * sum_unit<Real>);
+      totals[0] += shares[e] * (original[e] * sum_unit<Real>);
+      totals[1] += shares[e] * (augmented[e] * sum_unit<Real>);
     });
     sum(totals);
     total = totals[0], aug_total = totals[1];
@@ -114,15 +118,15 @@ struct SampleGradient {
       inner[1] += to_augmented[e] * (augmented[e] * sum_unit<Real>);
     });
     sum(inner);
-    const auto put = [&](void* to, int p, Real heatmap, Real grad, Real along, Real sum) {
+    const auto put = [&](void* to, int e, int p, Real heatmap, Real grad, Real along, Real sum) {
       const Real divisor = normalisation_divisor(sum / sum_unit<Real>, eps);
-      const Real value = normalisation_gradient(grad, share_of_sum(along, sum, eps), cell_share(p), divisor);
+      const Real value = normalisation_gradient(grad, share_of_sum(along, sum, eps), shares[e], divisor);
       simt::gst(static_cast<Acc*>(to) + sample * positions + p,
                 Acc(phase.mask ? relu_gradient(heatmap, value) : value));
     };
     each([&](int e, int p) {
-      put(phase.call.grad_heatmaps, p, original[e], to_seen[e], inner[0], total);
-      put(phase.call.grad_aug_heatmaps, p, augmented[e], to_augmented[e], inner[1], aug_total);
+      put(phase.call.grad_heatmaps, e, p, original[e], to_seen[e], inner[0], total);
+      put(phase.call.grad_aug_heatmaps, e, p, augmented[e], to_augmented[e], inner[1], aug_total);
     });
   }
 };

@@ -88,7 +88,7 @@ __device__ __forceinline__ void add_chunk(const Resample& call, const WarpTable&
 }
 
 // Fills the maps, the first two only if `whole`, from shared.original and shared.augmented. Where cells are fewer than
-// threads, several share one and are summed last; each cell then by the thread of each_entry, which needs no barrier.
+// threads, several share one: swept() adds them up.
 __device__ __forceinline__ void sweep(const Resample& call, const ResampleShared<double>& shared, index_t sample,
                                       double* maps, bool whole) {
   const int height = int(call.height), width = int(call.width), size_w = int(call.size_w);
@@ -111,14 +111,15 @@ __device__ __forceinline__ void sweep(const Resample& call, const ResampleShared
     }
   }
   __syncthreads();
-  each(cells, [&](int cell) {
+}
+
+// A cell of a map that sweep() has filled.
+__device__ __forceinline__ double swept(const double* maps, int map, int cell, int cells) {
+  double sum = 0;
 #pragma unroll 1
-    for (int sharer = 1; sharer < sharers; ++sharer) {
-#pragma unroll
-      for (int m = 0; m < warp_maps; ++m)
-        maps[m * slots(cells) + cell] += maps[m * slots(cells) + sharer * cells + cell];
-    }
-  });
+  for (int own = cell; own < maximum(1, block_threads / cells) * cells; own += cells)
+    sum += maps[map * slots(cells) + own];
+  return sum;
 }
 
 }  // namespace cgc::CGC_ISA

@@ -11,10 +11,11 @@ Order::Order(std::uint32_t launch, bool is_dependent, const Order& last)
     host = number;
     return;
   }
-  // The predecessor lets this launch start after its own wait. If it never waits, nobody knows of those before it.
-  at_start = last.waited ? last.after_wait : last.at_start;
-  host = last.waited ? last.number : last.host;
-  after_wait = at_start >= last.predecessor ? last.number : at_start;
+  // The predecessor may let this launch start before its own wait. If it never waits, nobody knows of those before it.
+  const std::uint32_t at_end = last.waited ? last.after_wait : last.at_start;
+  at_start = last.early ? last.at_start : at_end;
+  host = last.waited && !last.early ? last.number : last.host;
+  after_wait = at_end >= last.predecessor ? last.number : at_end;
 }
 
 bool Order::ended(std::uint32_t launch, bool has_waited) const {

@@ -16,8 +16,7 @@ void Poison::before_launch() {
 }
 
 void Poison::after_launch(std::uintptr_t stream) {
-  std::vector<Range>& ranges = written[stream];
-  ranges.clear();
+  std::vector<Range> ranges;
   for (std::size_t i = 0; i < before.size(); ++i) {
     std::vector<Range> of_tensor;
     char* now = const_cast<char*>(tensors[i]->data);
@@ -31,12 +30,16 @@ void Poison::after_launch(std::uintptr_t stream) {
   }
   before.clear();
   join(ranges);
+  written[stream].push_back({order.number, std::move(ranges)});
 }
 
 void Poison::prepare(std::uintptr_t stream) {
   hidden.clear();
+  std::vector<Written>& earlier = written[stream];
+  const auto ended = [](const Written& each) { return each.launch <= order.at_start; };
+  earlier.erase(std::remove_if(earlier.begin(), earlier.end(), ended), earlier.end());
   if (!order.dependent) return;
-  hidden = written[stream];
+  for (const Written& each : earlier) hidden.insert(hidden.end(), each.ranges.begin(), each.ranges.end());
   for (const auto& tensor : tensors) {
     if (!order.host_is_done(tensor->shadow.registered, false)) {
       hidden.push_back({const_cast<char*>(tensor->data), tensor->bytes});

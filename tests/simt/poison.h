@@ -29,8 +29,12 @@ class Poison {
   static void add(std::vector<Range>& ranges, char* begin, std::size_t bytes);
   static void join(std::vector<Range>& ranges);
 
-  std::unordered_map<std::uintptr_t, std::vector<Range>> written;  // by the last launch of each stream
-  std::vector<std::vector<char>> before;                           // the launch, of each tensor
+  struct Written {
+    std::uint32_t launch;
+    std::vector<Range> ranges;
+  };
+  std::unordered_map<std::uintptr_t, std::vector<Written>> written;  // by launches of each stream that may still run
+  std::vector<std::vector<char>> before;                             // the launch, of each tensor
   std::vector<Range> hidden;
   std::vector<char> truth;  // the bytes of `hidden`, while the poison is in place
   bool in_place = false;
