@@ -7,7 +7,7 @@ where it made none, which mismatches a quarter of its positives.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from operator import add
 from typing import Any, NamedTuple
@@ -16,13 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .options import widest_dtype
+from .trees import from_iterables
+
 __all__ = ["CropFlip", "RandomCropFlip"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _DTYPES = (_INTEGERS,) * 4 + ((torch.bool,),)  # of the fields of CropFlip
 _TRIES = 10
+_BOX = ("top", "left", "height", "width")
 
 
+@from_iterables
 class CropFlip(NamedTuple):
     """Crop and flip of B samples, in pixels of the original view; fields in the order (i, j, h, w, flip).
 
@@ -30,6 +35,8 @@ class CropFlip(NamedTuple):
     crop is rows ``top`` to ``top + height - 1`` and columns ``left`` to ``left + width - 1``, resized bilinearly to the
     size of the view (edges clamp at the crop's own border), then mirrored horizontally where ``flip``.
     A single sample holds 0-d tensors, so that the default ``collate_fn`` of a DataLoader stacks samples to [B].
+    What walks trees of tensors, to pin, move or detach them, keeps the type; what does not becomes rows [B, 5] of
+    integers, flip 0 or 1, in the order of the fields: the losses take those as well, see :meth:`from_rows`.
 
     Example::
 
@@ -53,13 +60,35 @@ class CropFlip(NamedTuple):
         return cls(zeros, zeros.clone(), zeros + height, zeros + width, zeros.bool())
 
     @classmethod
-    def from_torchvision(cls, params: Sequence, flip: bool | Sequence[bool]) -> "CropFlip":
-        """From the (i, j, h, w) of ``torchvision.transforms.RandomResizedCrop.get_params``.
+    def from_rows(cls, rows: Tensor) -> "CropFlip":
+        """From integers [..., 5], (top, left, height, width, flip) in a row, flip 0 or 1; the fields are views of it.
 
-        ``params``: one such tuple (gives 0-d fields) or a sequence of B of them ([B] fields). ``flip``: one bool, or
-        one per sample; True where the crop was flipped horizontally AFTER it was taken.
-        Raises TypeError for numbers that are not integers or flips that are not bool, ValueError for wrong lengths.
+        Raises TypeError or ValueError for another dtype or shape.
         """
+        if not isinstance(rows, Tensor) or rows.dtype not in _INTEGERS:
+            got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+            raise TypeError(f"rows must be a tensor [B, 5] of integers, got {got}")
+        if rows.ndim < 1 or rows.shape[-1] != 5:
+            raise ValueError(f"rows must be [B, 5], (top, left, height, width, flip), got {list(rows.shape)}")
+        *box, flip = rows.unbind(-1)
+        return cls(*box, flip.bool())
+
+    def rows(self) -> Tensor:
+        """[..., 5] int64, as :meth:`from_rows` takes them."""
+        return torch.stack([field.long() for field in self], -1)
+
+    @classmethod
+    def from_torchvision(cls, params: Any, flip: bool | Sequence[bool]) -> "CropFlip":
+        """From what ``get_params`` or ``make_params`` of torchvision's RandomResizedCrop returned, v1 and v2.
+
+        ``params``: one (i, j, h, w) or dict of top, left, height and width (gives 0-d fields), or a sequence of B of
+        them ([B] fields). ``flip``: one bool, or one per sample; True where the crop was flipped horizontally AFTER it
+        was taken.
+        Raises TypeError for numbers that are not integers or flips that are not bool, ValueError for wrong lengths or
+        keys.
+        """
+        if not isinstance(params, Tensor):
+            params = _box(params) if isinstance(params, Mapping) else [_box(own) for own in params]
         box, flips = torch.as_tensor(params), torch.as_tensor(flip)
         if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
             raise ValueError(
@@ -76,6 +105,28 @@ class CropFlip(NamedTuple):
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "CropFlip":
         """The same transform on ``device``; asynchronous from pinned memory with ``non_blocking``."""
         return CropFlip(*(field.to(device, non_blocking=non_blocking) for field in self))
+
+    def apply(self, images: Tensor) -> Tensor:
+        """The augmented views of a batch: every image cropped, resized to its own size and mirrored, on its device.
+
+        ``images``: [B, C, S_h, S_w], floating point or uint8, on the fields' device; of any subclass of Tensor, which
+        is kept. Differentiable; waits for no device. Raises ValueError or TypeError for images or fields of another
+        kind.
+        """
+        check_structure(self)
+        _check_pixels(images, "images")
+        if images.ndim != 4 or len(images) != len(self.top):
+            raise ValueError(f"images must be [{len(self.top)}, C, S_h, S_w], one a crop, got {list(images.shape)}")
+        height, width = images.shape[-2:]
+        planes = images if images.dtype in (torch.float32, torch.float64) else images.float()
+        rows, columns = (
+            _source(start, length, size, planes)
+            for start, length, size in ((self.top, self.height, height), (self.left, self.width, width))
+        )
+        columns = torch.where(self.flip[:, None], columns.flip(1), columns)
+        grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
+        aug = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        return _like(aug, images)
 
     def matrix(self, image_size: int | Sequence[int]) -> Tensor:
         """Affine matrices [B, 3, 3], float64, from pixel coordinates of the original view to the augmented view.
@@ -117,9 +168,12 @@ class RandomCropFlip:
             RandomResizedCrop, after ten draws that do not fit the largest centred crop within ``ratio`` is taken.
         p: probability of the horizontal flip, in [0, 1].
 
-    Calling it with a view, a PIL image or a tensor [..., C, H, W] (floating point or uint8), returns ``(aug, crop)``:
-    ``aug`` of the view's type, dtype and shape, ``crop`` a :class:`CropFlip` of 0-d tensors (int64, bool, on the CPU).
-    The only source of randomness is torch's global generator, so the seeds of DataLoader workers rule it.
+    Calling it with a view, a PIL image or a tensor [C, H, W] (floating point or uint8), returns ``(aug, crop)``:
+    ``aug`` of the view's type, dtype and shape, a tv_tensor included, ``crop`` a :class:`CropFlip` of 0-d tensors
+    (int64, bool, on the CPU). A batch [B, C, H, W] gets a crop for each of its views, drawn and taken on its own
+    device without waiting for it; ``crop`` holds [B] tensors there.
+    The only source of randomness is torch's global generator, for a batch that of its device, so that the seeds of
+    DataLoader workers rule it.
     Raises ValueError for parameters out of range or a view of another size, TypeError for anything not a view.
 
     Example::
@@ -147,54 +201,85 @@ class RandomCropFlip:
         self.scale, self.ratio, self.p = tuple(scale), tuple(ratio), p
 
     def __call__(self, view: Any) -> tuple[Any, CropFlip]:
-        tensor = isinstance(view, Tensor)
         _check_view(view, self.size)
-        box = self._draw_box()
-        flip = torch.rand(()) < self.p
-        aug = (_crop_tensor if tensor else _crop_image)(view, box, bool(flip))
-        return aug, CropFlip(*map(torch.tensor, box), flip)
+        if isinstance(view, Tensor) and view.ndim == 4:
+            crop = self._draw(view.shape[:1], view.device)
+            return crop.apply(view), crop
+        crop = self._draw((), torch.device("cpu"))
+        return (_crop_tensor if isinstance(view, Tensor) else _crop_image)(view, crop), crop
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, p={self.p})"
 
-    def _draw_box(self) -> tuple[int, int, int, int]:
-        """(top, left, height, width): the first of ten draws that fits into the view, else the largest centred crop."""
+    def _draw(self, batch: Sequence[int], device: torch.device) -> CropFlip:
+        """Of each sample the first of ten draws that fits into the view, else the largest centred crop."""
         view_height, view_width = self.size
-        low, high = self.ratio
-        area = torch.empty(_TRIES, dtype=torch.float64).uniform_(*self.scale) * (view_height * view_width)
-        ratio = torch.empty(_TRIES, dtype=torch.float64).uniform_(math.log(low), math.log(high)).exp()
-        heights, widths = (area / ratio).sqrt().round().tolist(), (area * ratio).sqrt().round().tolist()
-        for height, width in zip(map(int, heights), map(int, widths), strict=True):
-            if 1 <= height <= view_height and 1 <= width <= view_width:
-                top = torch.randint(view_height - height + 1, ()).item()
-                left = torch.randint(view_width - width + 1, ()).item()
-                return top, left, height, width
-        closest = min(max(view_width / view_height, low), high)
+        numbers = {"dtype": widest_dtype(device), "device": device}
+        area = torch.empty(*batch, _TRIES, **numbers).uniform_(*self.scale) * (view_height * view_width)
+        ratio = torch.empty(*batch, _TRIES, **numbers).uniform_(*map(math.log, self.ratio)).exp()
+        heights, widths = (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
+        fits = (heights >= 1) & (heights <= view_height) & (widths >= 1) & (widths <= view_width)
+        first, any_fits = fits.byte().argmax(-1, keepdim=True), fits.any(-1)
+        place = torch.rand(2, *batch, **numbers)
+        sides, starts = [], []
+        for drawn, largest, most, share in zip((heights, widths), self._largest, self.size, place, strict=True):
+            side = drawn.gather(-1, first)[..., 0]
+            side = torch.where(any_fits, side, torch.full_like(side, largest))  # a number would be copied from the host
+            room = most - side
+            sides.append(side)
+            starts.append(torch.where(any_fits, (share * (room + 1)).long(), room // 2))
+        return CropFlip(*starts, *sides, torch.rand(batch, device=device) < self.p)
+
+    @property
+    def _largest(self) -> tuple[int, int]:
+        """(height, width) of the largest crop within ``ratio``."""
+        view_height, view_width = self.size
+        closest = min(max(view_width / view_height, self.ratio[0]), self.ratio[1])
         height = min(view_height, max(1, round(view_width / closest)))
-        width = min(view_width, max(1, round(view_height * closest)))
-        return (view_height - height) // 2, (view_width - width) // 2, height, width
+        return height, min(view_width, max(1, round(view_height * closest)))
 
 
-def _crop_tensor(view: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
-    """Crop [..., C, H, W] to ``box``, resize it back to [..., C, H, W], mirror it."""
-    top, left, height, width = box
-    crop = view[..., top : top + height, left : left + width]
-    planes = crop.reshape(1, -1, height, width)
+def _box(params: Any) -> Any:
+    """(top, left, height, width) of the dict that v2's make_params returns; anything else as it is."""
+    if not isinstance(params, Mapping):
+        return params
+    if set(params) != set(_BOX):
+        raise ValueError(
+            f"params must hold {', '.join(_BOX)} alone, as those of RandomResizedCrop, got {', '.join(params)}; "
+            "cgc_kernels.record follows any pipeline of torchvision's v2"
+        )
+    return [params[name] for name in _BOX]
+
+
+def _source(start: Tensor, length: Tensor, size: int, like: Tensor) -> Tensor:
+    """Where the pixels of the resized crop lie in the image: [B, size], scaled to [-1, 1] between pixel centres."""
+    centres = torch.arange(size, device=like.device, dtype=like.dtype) + 0.5
+    within = (centres * length[:, None] / size - 0.5).clamp(min=0)
+    return (start[:, None] + torch.minimum(within, length[:, None] - 1)) * 2 / max(size - 1, 1) - 1
+
+
+def _crop_tensor(view: Tensor, crop: CropFlip) -> Tensor:
+    """Crop [C, H, W], resize it back, mirror it; exact where nothing is resized."""
+    top, left, height, width, flip = (field.item() for field in crop)
+    planes = view[None, :, top : top + height, left : left + width]
     if view.dtype == torch.uint8:
         planes = planes.float()
     # A crop is never larger than its view, so antialiasing would change nothing.
-    aug = F.interpolate(planes, size=view.shape[-2:], mode="bilinear", align_corners=False)
-    if view.dtype == torch.uint8:
-        aug = aug.round().to(torch.uint8)
-    aug = aug.reshape(view.shape)
-    return aug.flip(-1) if flip else aug
+    aug = F.interpolate(planes, size=view.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return _like(aug.flip(-1) if flip else aug, view)
 
 
-def _crop_image(view: Any, box: tuple[int, int, int, int], flip: bool) -> Any:
+def _like(aug: Tensor, view: Tensor) -> Tensor:
+    """``aug`` in the dtype and of the type of ``view``, a tv_tensors.Image for instance."""
+    aug = (aug.round() if view.dtype == torch.uint8 else aug).to(view.dtype)
+    return aug if type(aug) is type(view) else aug.as_subclass(type(view))
+
+
+def _crop_image(view: Any, crop: CropFlip) -> Any:
     """The same for a PIL image."""
     from PIL import Image
 
-    top, left, height, width = box
+    top, left, height, width, flip = (field.item() for field in crop)
     # Not resize(box=...): that filter reads across the crop's border, and ours clamps there.
     aug = view.crop((left, top, left + width, top + height)).resize(view.size, Image.Resampling.BILINEAR)
     return aug.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else aug
@@ -202,20 +287,24 @@ def _crop_image(view: Any, box: tuple[int, int, int, int], flip: bool) -> Any:
 
 def _check_view(view: Any, size: tuple[int, int]) -> None:
     if isinstance(view, Tensor):
-        if view.ndim < 3:
-            raise ValueError(f"view must have shape [..., C, H, W], got {list(view.shape)}")
-        if not view.is_floating_point() and view.dtype != torch.uint8:
-            raise TypeError(f"view must be floating point or uint8, got {view.dtype}")
+        if view.ndim not in (3, 4):
+            raise ValueError(f"view must have shape [C, H, W] or [B, C, H, W], got {list(view.shape)}")
+        _check_pixels(view, "view")
         got = tuple(view.shape[-2:])
     elif hasattr(view, "crop") and hasattr(view, "transpose"):
         got = (view.size[1], view.size[0])
     else:
-        raise TypeError(f"view must be a PIL image or a tensor [..., C, H, W], got {type(view).__name__}")
+        raise TypeError(f"view must be a PIL image or a tensor [C, H, W] or [B, C, H, W], got {type(view).__name__}")
     if got != size:
         raise ValueError(
             f"view must be {size[0]} x {size[1]} (height x width), the size at which its heatmap is cropped, "
             f"got {got[0]} x {got[1]}; bring the image to that size first"
         )
+
+
+def _check_pixels(tensor: Tensor, name: str) -> None:
+    if not tensor.is_floating_point() and tensor.dtype != torch.uint8:
+        raise TypeError(f"{name} must be floating point or uint8, got {tensor.dtype}")
 
 
 def check_structure(crop: CropFlip) -> None:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from driver.data.demo import BACKGROUND_SIZES, DIGIT_SIZES, IMAGE_SIZE, make_splits
-from driver.views import RATIO, SCALE, apply_crops, random_crops
+from driver.views import RATIO, SCALE, random_crops
 from torch.nn.functional import interpolate
 
 from cgc_kernels import CropFlip
@@ -131,7 +131,7 @@ def test_apply_crops_is_crop_resize_flip(size):
     top = (torch.rand(40, generator=generator) * (size[0] - height + 1)).long()
     left = (torch.rand(40, generator=generator) * (size[1] - width + 1)).long()
     flip = torch.rand(40, generator=generator) < 0.5
-    views = apply_crops(images, CropFlip(top, left, height, width, flip))
+    views = CropFlip(top, left, height, width, flip).apply(images)
     for image, view, i, j, h, w, mirrored in zip(images, views, top, left, height, width, flip, strict=True):
         expected = interpolate(image[None, :, i : i + h, j : j + w], size, mode="bilinear", align_corners=False)[0]
         expected = expected.flip(-1) if mirrored else expected

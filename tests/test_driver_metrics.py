@@ -215,7 +215,7 @@ def test_match_sharpness_gives_the_nearer_end_where_nothing_fits():
 def test_consistency_of_an_exact_twin_and_of_a_stranger():
     heatmaps = torch.rand(3, 8, 8)
     crops = CropFlip(*torch.tensor([[1, 0, 2], [2, 0, 1], [5, 8, 6], [4, 8, 7]]), torch.tensor([False, True, True]))
-    twins = metrics.apply_crops(heatmaps[:, None], crops)[:, 0]
+    twins = crops.apply(heatmaps[:, None])[:, 0]
     assert metrics.consistencies(heatmaps, twins, crops).tolist() == pytest.approx([1, 1, 1])
     whole = CropFlip.identity(1, 8)
     assert metrics.consistencies(spot((0, 0))[None], spot((1, 1))[None], whole).item() == pytest.approx(0, abs=1e-9)

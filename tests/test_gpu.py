@@ -7,7 +7,7 @@ import test_ops
 import torch
 from compare import assert_close, assert_low_precision, assert_same_bits
 
-from cgc_kernels import CropFlip, backends, cgc_loss, gradcam, heatmap_loss, info
+from cgc_kernels import CropFlip, RandomCropFlip, backends, cgc_loss, gradcam, heatmap_loss, info
 
 # The compilers of PyTorch itself warn about what they deprecate.
 pytestmark = [
@@ -268,6 +268,20 @@ def test_stages_run_on_a_gpu():
     loss = heatmap_loss(heatmaps, heatmaps.flip(0), crops().to("cuda"), image_size=SIZE)
     loss.backward()
     assert features.grad.isfinite().all()
+
+
+def test_views_are_cropped_without_waiting_for_the_gpu():
+    torch.manual_seed(0)
+    make, views = RandomCropFlip(SIZE, scale=(0.05, 1.0)), torch.rand(16, 3, *SIZE, device="cuda")
+    make(views)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        aug, crop = make(views)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert {field.device.type for field in crop} == {aug.device.type} == {"cuda"}
+    crop.check(SIZE)
+    torch.testing.assert_close(aug.cpu(), crop.to("cpu").apply(views.cpu()), rtol=0, atol=1e-4)
 
 
 def test_transform_on_another_device_is_refused():

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from cgc_kernels.transforms import CropFlip, RandomCropFlip, check_structure, check_values
 
@@ -165,6 +167,56 @@ class TestCropFlip:
         crop.flip[0] = False
         assert crop.flip.tolist() == [False, True]
 
+    def test_from_torchvision_takes_the_dicts_of_v2(self):
+        make = v2.RandomResizedCrop(8)
+        params = [make.make_params([torch.empty(3, 20, 30)]) for _ in range(3)]
+        crop = CropFlip.from_torchvision(params, flip=[True, False, True])
+        assert crop.rows().tolist() == [[*own.values(), flip] for own, flip in zip(params, (1, 0, 1), strict=True)]
+        crop.check((20, 30))
+        assert CropFlip.from_torchvision(params[0], False).rows().tolist() == [*params[0].values(), 0]
+        padded = v2.RandomCrop(8, pad_if_needed=True).make_params([torch.empty(3, 4, 4)])
+        with pytest.raises(ValueError, match=r"params must hold top, left, height, width alone, .*, got needs_crop, "):
+            CropFlip.from_torchvision(padded, False)
+
+    @pytest.mark.parametrize(
+        ("crop", "images", "error", "message"),
+        [
+            (crops(), torch.rand(3, 3, 8, 8), ValueError, r"images must be \[2, C, S_h, S_w\], .* got \[3, 3, 8, 8\]"),
+            (crops(), torch.rand(2, 8, 8), ValueError, r"images must be \[2, C, S_h, S_w\], .* got \[2, 8, 8\]"),
+            (crops(), torch.ones(2, 3, 8, 8).long(), TypeError, "images must be floating point or uint8"),
+            (
+                CropFlip(*(f[0] for f in crops())),
+                torch.rand(3, 8, 8),
+                ValueError,
+                r"top must have shape \[B\], got \[\]",
+            ),
+        ],
+    )
+    def test_apply_refuses(self, crop, images, error, message):
+        with pytest.raises(error, match=message):
+            crop.apply(images)
+
+    def test_rows_and_back(self):
+        crop = crops()
+        assert crop.rows().tolist() == [[1, 2, 4, 6, 1], [0, 3, 8, 5, 0]]
+        for rows in (crop.rows(), crop.rows().to(torch.uint8), crop.rows()[0]):
+            again = CropFlip.from_rows(rows)
+            assert torch.equal(again.rows(), rows.long())
+            assert again.flip.dtype == torch.bool
+
+    @pytest.mark.parametrize(
+        ("rows", "error", "message"),
+        [
+            (torch.zeros(2, 5), TypeError, "rows must be a tensor .* of integers, got torch.float32"),
+            ([[0] * 5], TypeError, "rows must be a tensor .* of integers, got list"),
+            (torch.zeros(5, 4, dtype=torch.int64), ValueError, r"rows must be \[B, 5\], .*, got \[5, 4\]"),
+            (torch.tensor(3), ValueError, r"rows must be \[B, 5\], .*, got \[\]"),
+        ],
+    )
+    def test_from_rows_refuses(self, rows, error, message):
+        with pytest.raises(error, match=message):
+            CropFlip.from_rows(rows)
+
     @pytest.mark.parametrize(
         ("params", "flip", "error", "message"),
         [
@@ -182,19 +234,64 @@ class TestCropFlip:
 
 class TestRandomCropFlip:
     @pytest.mark.parametrize("size", [16, (12, 20)])
-    @pytest.mark.parametrize("lead", [(3,), (2, 3)])
-    def test_record_reproduces_the_augmented_view(self, size, lead):
+    def test_record_reproduces_the_augmented_view(self, size):
         torch.manual_seed(0)
         make = RandomCropFlip(size, scale=(0.05, 1.0))
-        view = torch.rand(*lead, *make.size, dtype=torch.float64)
+        view = torch.rand(3, *make.size, dtype=torch.float64)
         flips = set()
         for _ in range(30):
             aug, crop = make(view)
             CropFlip(*(field[None] for field in crop)).check(size)
-            want = expected_aug(view.reshape(-1, *make.size), crop).reshape(view.shape)
-            torch.testing.assert_close(aug, want, rtol=0, atol=1e-12)
+            torch.testing.assert_close(aug, expected_aug(view, crop), rtol=0, atol=1e-12)
             flips.add(bool(crop.flip))
         assert flips == {True, False}
+
+    @pytest.mark.parametrize("size", [16, (12, 20), 1, (1, 9)])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8])
+    def test_each_view_of_a_batch_has_a_crop_of_its_own(self, size, dtype):
+        torch.manual_seed(0)
+        make = RandomCropFlip(size, scale=(0.05, 1.0))
+        views = (torch.rand(30, 3, *make.size, dtype=torch.float64) * 255).to(dtype)
+        aug, crop = make(views)
+        crop.check(size)
+        assert (aug.dtype, aug.shape) == (dtype, views.shape)
+        assert [field.dtype for field in crop] == [torch.int64] * 4 + [torch.bool]
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-2, torch.bfloat16: 2.0, torch.uint8: 0.51}[dtype]
+        for index, view in enumerate(views):
+            want = expected_aug(view, [field[index] for field in crop])
+            assert (aug[index].double() - want).abs().max() <= tolerance
+        if make.size[0] > 1:
+            assert len({tuple(row) for row in crop.rows().tolist()}) > 25
+
+    def test_a_batch_is_made_where_it_is(self):
+        aug, crop = RandomCropFlip(8)(torch.empty(4, 3, 8, 8, device="meta"))
+        assert (aug.device.type, aug.shape) == ("meta", (4, 3, 8, 8))
+        assert {field.device.type for field in crop} == {"meta"}
+
+    def test_crops_of_a_batch_are_differentiable(self):
+        views = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+        aug, _ = RandomCropFlip(8)(views)
+        assert torch.autograd.grad(aug.sum(), views)[0].abs().sum() > 0
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8)])
+    def test_type_of_the_view_is_kept(self, shape):
+        """v2.Normalize passed over an augmented view that had become a plain tensor."""
+        image = tv_tensors.Image(torch.randint(256, shape, dtype=torch.uint8))
+        aug, _ = RandomCropFlip(8)(image)
+        assert type(aug) is tv_tensors.Image
+        assert aug.dtype == torch.uint8
+        normalised = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.1] * 3)])
+        pair = normalised({"view": image, "aug": aug})
+        assert min(pair["aug"].min(), pair["view"].min()) < -1
+
+    def test_a_batch_draws_from_the_same_distribution(self):
+        torch.manual_seed(2)
+        make = RandomCropFlip((30, 40), scale=(0.2, 0.5), ratio=(0.5, 2.0), p=0.25)
+        one = default_collate([make(torch.empty(1, 30, 40))[1] for _ in range(1500)]).rows().double()
+        many = make(torch.empty(1500, 1, 30, 40))[1].rows().double()
+        spread = one.std(0) / 1500**0.5
+        assert ((one.mean(0) - many.mean(0)).abs() < 5 * spread).all()
+        assert (one.std(0) / many.std(0) - 1).abs().max() < 0.1
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
     def test_dtype_is_kept(self, dtype):
@@ -304,7 +401,8 @@ class TestRandomCropFlip:
         [
             (torch.rand(3, 8, 9), ValueError, "view must be 8 x 8 .* got 8 x 9"),
             (Image.new("RGB", (9, 8)), ValueError, "view must be 8 x 8 .* got 8 x 9"),
-            (torch.rand(8, 8), ValueError, r"view must have shape \[..., C, H, W\], got \[8, 8\]"),
+            (torch.rand(8, 8), ValueError, r"view must have shape \[C, H, W\] or \[B, C, H, W\], got \[8, 8\]"),
+            (torch.rand(2, 2, 3, 8, 8), ValueError, r"view must have shape .*, got \[2, 2, 3, 8, 8\]"),
             (torch.ones(3, 8, 8, dtype=torch.int64), TypeError, "floating point or uint8, got torch.int64"),
             (np.zeros((3, 8, 8)), TypeError, "PIL image or a tensor .* got ndarray"),
         ],

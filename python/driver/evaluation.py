@@ -18,7 +18,7 @@ from cgc_kernels import CropFlip, GradCAM, gradcam
 
 from . import faithfulness, metrics
 from .data import CorruptImage, Data, Images
-from .views import apply_crops, generator, original_view, random_crops
+from .views import generator, original_view, random_crops
 
 BATCH = 100  # images explained or measured at once; a multiple of metrics.TWIN_BATCH
 SHARPNESS_IMAGES = 4096  # at most so many heatmaps decide the power of the sharpness-matched baseline
@@ -230,7 +230,7 @@ def batches(
         own = torch.as_tensor(prepared.indices[number * BATCH : number * BATCH + len(items)])
         original = torch.stack([item.image for item in items])
         chosen = CropFlip(*(field[own] for field in crops))
-        augmented = apply_crops(original, chosen)
+        augmented = chosen.apply(original)
         for item in items:
             _report(item.problem)
         yield Batch(

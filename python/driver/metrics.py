@@ -19,8 +19,6 @@ from torch.nn.functional import interpolate, normalize
 
 from cgc_kernels import CropFlip
 
-from .views import apply_crops
-
 POINTING_TOLERANCE = 15 / 224  # of the side of the view: 15 px at 224, 4.3 px at 64
 TWIN_BATCH = 50
 POWERS = (2.0**-6, 2.0**6)
@@ -102,7 +100,7 @@ def consistencies(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> Te
 
     NaN where either is dead, or where the crop holds none of the original's mass.
     """
-    twins = apply_crops(heatmaps[:, None], crops)[:, 0]
+    twins = crops.apply(heatmaps[:, None])[:, 0]
     cosines = (_unit(twins) * _unit(aug_heatmaps)).sum(1)
     return torch.where(live(twins) & live(aug_heatmaps), cosines, math.nan)
 
@@ -112,7 +110,7 @@ def twins_found(heatmaps: Tensor, aug_heatmaps: Tensor, crops: CropFlip) -> Tens
 
     Candidates are the cropped originals of 50 consecutive images, each by its own crop: 2 % is chance.
     """
-    twins = _unit(apply_crops(heatmaps[:, None], crops)[:, 0])
+    twins = _unit(crops.apply(heatmaps[:, None])[:, 0])
     found = []
     for originals, augmented in zip(twins.split(TWIN_BATCH), _unit(aug_heatmaps).split(TWIN_BATCH), strict=True):
         nearest = (augmented @ originals.T).argmax(1)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
-from torch.nn.functional import grid_sample
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cgc_kernels import CropFlip
@@ -71,35 +70,6 @@ def _crops(numbers: Tensor, heights: Tensor, widths: Tensor, least: float) -> tu
     top = (down[:, :1] * (heights - height + 1)).long()
     left = (across[:, :1] * (widths - width + 1)).long()
     return top[:, 0], left[:, 0], height[:, 0], width[:, 0]
-
-
-def apply_crops(images: Tensor, crops: CropFlip) -> Tensor:
-    """Crop every image and resize it bilinearly to its old size, edges clamped at the crop's own border.
-
-    Args:
-        images: floating point [B, K, S_h, S_w].
-        crops: one crop per image, on the images' device.
-
-    Returns:
-        Tensor like images.
-
-    Example:
-        >>> crops = random_crops(2, 64, torch.Generator().manual_seed(0))
-        >>> apply_crops(torch.rand(2, 3, 64, 64), crops).shape
-        torch.Size([2, 3, 64, 64])
-    """
-    rows = _source(crops.top, crops.height, images.shape[2], images)
-    columns = _source(crops.left, crops.width, images.shape[3], images)
-    columns = torch.where(crops.flip[:, None], columns.flip(1), columns)
-    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
-    return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def _source(start: Tensor, length: Tensor, size: int, like: Tensor) -> Tensor:
-    """Where the pixels of the resized crop lie in the image: [B, size], scaled to [-1, 1] between pixel centres."""
-    centres = torch.arange(size, device=like.device, dtype=like.dtype) + 0.5
-    within = (centres * length[:, None] / size - 0.5).clamp(min=0)
-    return (start[:, None] + torch.minimum(within, length[:, None] - 1)) * 2 / (size - 1) - 1
 
 
 def original_view(image: Image.Image | Tensor, size: int) -> Image.Image | Tensor:
@@ -204,7 +174,7 @@ class TrainViews(Dataset):
         sides = torch.full((2, len(view)), self.size)
         crops = CropFlip(*_crops(pair, *sides, self.least), flips[0])
         more = CropFlip(*_crops(extra, *sides, self.least), flips[1])
-        return view, apply_crops(view, crops), apply_crops(view, more), crops
+        return view, crops.apply(view), more.apply(view), crops
 
     def _from_photographs(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
         to_tensor = _torchvision().pil_to_tensor
