@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from .grad_cam import CAM, GradCAMOutput
 from .options import OBJECTIVES, WEIGHTINGS, Options
 from .transforms import CropFlip, check_boxes, check_structure
 
@@ -22,11 +23,12 @@ HEATMAP_DTYPES = (torch.float32, torch.float64)
 
 
 def options(image_size, temperature, weighting="gradcam", objective="released", consistency=0.0, eps=1e-8) -> Options:
-    """Validate the scalar settings; raises TypeError or ValueError naming the argument."""
+    """Validate the scalar settings; raises TypeError or ValueError naming the argument. See :func:`sized` for an
+    image_size of None."""
     given = image_size, temperature, weighting, objective, consistency, eps
     known = None
     # Not a pair of sizes: 1 and True would be the same there.
-    if type(image_size) is int and not torch.compiler.is_compiling():
+    if (image_size is None or type(image_size) is int) and not torch.compiler.is_compiling():
         try:
             known = _known_options(*given)
         except TypeError:  # what cannot be hashed is wrong
@@ -36,7 +38,7 @@ def options(image_size, temperature, weighting="gradcam", objective="released", 
 
 def _options(image_size, temperature, weighting, objective, consistency, eps) -> Options:
     return Options(
-        _image_size(image_size),
+        None if image_size is None else _image_size(image_size),
         _scalar("temperature", temperature),
         choice("weighting", weighting, WEIGHTINGS),
         choice("objective", objective, OBJECTIVES),
@@ -47,6 +49,34 @@ def _options(image_size, temperature, weighting, objective, consistency, eps) ->
 
 # The same settings come at every step.
 _known_options = functools.lru_cache(maxsize=64, typed=True)(_options)
+
+
+def sized(options: Options, cam=None, aug_cam=None) -> Options:
+    """`options` with the size of the views: the one given must be that which the CAMs carry, if they carry one."""
+    given, seen = options.image_size, _size_seen(cam, aug_cam)
+    if seen is None:
+        if given is None:
+            raise TypeError("image_size must be an int or (height, width) unless a GradCAM made the CAMs, got NoneType")
+        return options
+    if seen == given:
+        return options
+    seen = _image_size(seen)
+    if given not in (seen, None):
+        raise ValueError(
+            f"image_size must be the size of the views that GradCAM saw, {seen}, or be left out, got {given}"
+        )
+    return Options(seen, *options[1:])
+
+
+def _size_seen(cam, aug_cam):
+    """Pixels of the views that these are of, (height, width), or None where neither carries it."""
+    size = cam.image_size if isinstance(cam, CAM) else None
+    aug_size = aug_cam.image_size if isinstance(aug_cam, CAM) else None
+    if size is None or aug_size is None:
+        return aug_size if size is None else size
+    if size != aug_size:
+        raise ValueError(f"aug_cam must be of views as large as cam's, {size}, got {aug_size}")
+    return size
 
 
 def choice(name: str, value, allowed: Sequence[str]) -> str:
@@ -82,6 +112,10 @@ def views(cam, aug_cam) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 
 
 def _pair(given, name: str):
+    if isinstance(given, CAM):
+        return given.features, given.gradients
+    if isinstance(given, GradCAMOutput):
+        raise TypeError(f"{name} must be the output's .cam: cgc_loss(out.cam, out_aug.cam, ...), got the output itself")
     try:
         features, gradients = given
     except (TypeError, ValueError):
@@ -145,11 +179,22 @@ def crop(given: CropFlip, like: torch.Tensor, image_size: tuple[int, int]) -> No
         check_boxes(given, *image_size)
 
 
+def crop_of_rows(rows: torch.Tensor) -> CropFlip:
+    """The CropFlip of integers [B, 5], whose last is 0 or 1."""
+    crop = CropFlip.from_rows(rows)
+    if _readable(rows) and not ((rows[:, 4] == 0) | (rows[:, 4] == 1)).all():
+        raise ValueError(f"transform[:, 4], the flips, must be 0 or 1, got {rows[:, 4].tolist()}")
+    return crop
+
+
 def matrix(given, like: torch.Tensor) -> torch.Tensor:
     """Validate matrices for the batch of the tensor `like`, on its device; returns them as [B, 3, 3]."""
     batch = like.shape[0]
     if not isinstance(given, torch.Tensor):
-        raise TypeError(f"transform must be a CropFlip or a matrix [B, 2, 3] or [B, 3, 3], got {_describe(given)}")
+        raise TypeError(
+            "transform must be a CropFlip or a matrix [B, 2, 3] or [B, 3, 3], or rows [B, 5] of a CropFlip, "
+            f"got {_describe(given)}"
+        )
     if tuple(given.shape) not in ((batch, 2, 3), (batch, 3, 3)):
         raise ValueError(f"transform must be a matrix [{batch}, 2, 3] or [{batch}, 3, 3], got {_describe(given)}")
     _tensor(given, FEATURE_DTYPES, "transform")

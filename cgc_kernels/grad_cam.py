@@ -16,22 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from .pooled_head import TailModule, find_tail, module_kind
+from .trees import from_iterables
 from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 
 __all__ = ["CAM", "GradCAM", "GradCAMOutput", "tokens_to_map"]
 
 
+@from_iterables
 class CAM(NamedTuple):
     """What one view's Grad-CAM heatmap is made of.
 
     ``features``: [B, C, H, W], the output of the target layer. ``gradients``: of the logit of each sample's class with
-    respect to them, [B, C, H, W] in the features' dtype, or pooled, [B, C], their mean over H and W.
+    respect to them, [B, C, H, W] in the features' dtype, or pooled, [B, C], their mean over H and W. ``image_size``:
+    (height, width) of the view, None if it was not [B, C, height, width].
     """
 
     features: Tensor
     gradients: Tensor
+    image_size: tuple[int, int] | None = None
 
 
+@from_iterables
 class GradCAMOutput(NamedTuple):
     """What :class:`GradCAM` returns per view: ``logits`` [B, K] and the ``cam`` (None for an extra view)."""
 
@@ -222,8 +227,9 @@ class GradCAM(nn.Module):
         explained = sum(sizes[: len(views)])
         whole, _ = self._explain(torch.cat((*views, *extra)), target, sizes[0], len(views))
         logits = whole.logits.split(sizes)
-        cams = zip(*(value[:explained].split(sizes[0]) for value in whole.cam), strict=True)
-        outputs = [GradCAMOutput(own, CAM(*cam)) for own, cam in zip(logits, cams, strict=False)]
+        features, gradients = (value[:explained].split(sizes[0]) for value in whole.cam[:2])
+        cams = [CAM(*own, whole.cam.image_size) for own in zip(features, gradients, strict=True)]
+        outputs = [GradCAMOutput(own, cam) for own, cam in zip(logits, cams, strict=False)]
         return *outputs, *(GradCAMOutput(own, None) for own in logits[len(views) :])
 
     def _explain(
@@ -241,7 +247,7 @@ class GradCAM(nn.Module):
         _check_features(features, view, self.target_layer)
         head = self.model.get_submodule(self._tail[-1].name)
         gradients = head.weight[target] / (features.shape[2] * features.shape[3])
-        return GradCAMOutput(logits, CAM(features, gradients)), target
+        return GradCAMOutput(logits, CAM(features, gradients, _image_size(view))), target
 
     @torch.compiler.disable(reason="autograd.grad of a part of the model needs eager mode; see GradCAM.gradient_path")
     def _by_autograd(self, view: Tensor, target: Tensor | None, batch, repeats) -> tuple[GradCAMOutput, Tensor]:
@@ -258,7 +264,8 @@ class GradCAM(nn.Module):
         if self.reshape is not None:
             features, gradients = self.reshape(features), self.reshape(gradients)
         _check_features(features, view, self.target_layer)
-        return GradCAMOutput(logits if attach else logits.detach(), CAM(features, gradients)), target
+        cam = CAM(features, gradients, _image_size(view))
+        return GradCAMOutput(logits if attach else logits.detach(), cam), target
 
     def _run(self, view: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
         """The model's logits and the target layer's output for one view."""
@@ -461,6 +468,11 @@ def _check_features(features: Tensor, view: Tensor, name: str) -> None:
         raise ValueError(
             f"the output of target layer {name!r} must have batch {view.shape[0]}, got {features.shape[0]}"
         )
+
+
+def _image_size(view: Tensor) -> tuple[int, int] | None:
+    """(height, width) of views [B, C, height, width]; None for others, tokens for instance."""
+    return tuple(view.shape[2:]) if view.ndim == 4 else None
 
 
 def _has_version(tensor: Tensor) -> bool:

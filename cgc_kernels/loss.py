@@ -5,6 +5,7 @@ import torch.distributed as dist
 
 from . import backends, checks, distributed
 from .backends.backend import Backend
+from .grad_cam import CAM
 from .options import WEIGHTINGS, Options, widest_dtype
 from .transforms import CropFlip
 
@@ -14,7 +15,7 @@ def cgc_loss(
     aug_cam,
     transform: CropFlip | torch.Tensor,
     *,
-    image_size: int | tuple[int, int],
+    image_size: int | tuple[int, int] | None = None,
     temperature: float = 0.5,
     weighting: str = "gradcam",
     objective: str = "released",
@@ -35,10 +36,12 @@ def cgc_loss(
             float32, float64, bfloat16 or float16, contiguous or channels_last (read in place). gradients of the class's
             logit: [B, C, H, W], or pooled, their mean over H and W, [B, C]; the features' dtype or float32.
         aug_cam: the same of the augmented views, with the same shapes and dtypes.
-        transform: how each augmented view was cut from its original: :class:`CropFlip`, or affine [B, 2, 3] or
-            homography [B, 3, 3] matrices from original to augmented pixels (centres at integers, zero outside; pixels
-            whose homogeneous denominator is <= 0 are outside). Matrices get no gradient.
-        image_size: S or (S_h, S_w), pixels of a view. Required, since a wrong default would be silent.
+        transform: how each augmented view was cut from its original: :class:`CropFlip`, or its rows [B, 5], integers
+            (top, left, height, width, flip), or affine [B, 2, 3] or homography [B, 3, 3] matrices from original to
+            augmented pixels (centres at integers, zero outside; pixels whose homogeneous denominator is <= 0 are
+            outside). Matrices get no gradient.
+        image_size: S or (S_h, S_w), pixels of a view. A :class:`CAM` from GradCAM carries it: None then, and another
+            size is an error. Other pairs need it, since a wrong default would be silent.
         temperature: tau > 0.
         weighting: "gradcam", channel weights are the mean of the gradients over space (Grad-CAM as published);
             "elementwise", gradients times features before the sum over channels (the released code; HiResCAM).
@@ -116,7 +119,9 @@ def heatmap_loss(
         >>> heatmaps, aug_heatmaps = torch.rand(2, 8, 7, 7, requires_grad=True)
         >>> heatmap_loss(heatmaps, aug_heatmaps, CropFlip.identity(8, 224), image_size=224).backward()
     """
-    options = checks.options(image_size, temperature, objective=objective, consistency=consistency, eps=eps)
+    options = checks.sized(
+        checks.options(image_size, temperature, objective=objective, consistency=consistency, eps=eps)
+    )
     checks.heatmaps(heatmaps, "heatmaps")
     checks.heatmaps(aug_heatmaps, "aug_heatmaps")
     checks.same_kind("aug_heatmaps", aug_heatmaps, "heatmaps", heatmaps)
@@ -126,12 +131,16 @@ def heatmap_loss(
 
 
 def gradcam(
-    features: torch.Tensor, gradients: torch.Tensor, *, weighting: str = "gradcam", backend: str = "auto"
+    features: torch.Tensor | CAM,
+    gradients: torch.Tensor | None = None,
+    *,
+    weighting: str = "gradcam",
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Grad-CAM heatmaps ReLU(sum_c weight_c * A_c), fused and differentiable (Selvaraju et al. 2017, equation 2).
 
     Args:
-        features: A, [B, C, H, W], float32, float64, bfloat16 or float16.
+        features: A, [B, C, H, W], float32, float64, bfloat16 or float16; or a :class:`CAM`, which holds both.
         gradients: G of the class's logit, [B, C, H, W] or pooled [B, C], the features' dtype or float32.
         weighting: "gradcam" or "elementwise", as in :func:`cgc_loss`.
         backend: as in :func:`cgc_loss`.
@@ -151,6 +160,8 @@ def gradcam(
         torch.Size([8, 7, 7])
     """
     checks.choice("weighting", weighting, WEIGHTINGS)
+    if isinstance(features, CAM):
+        features, gradients, _ = features
     checks.features_and_gradients(features, gradients)
     return _choose(backend, features).cam(features, gradients, weighting)
 
@@ -165,15 +176,15 @@ class CGCLoss(torch.nn.Module):
 
         >>> import torch
         >>> from cgc_kernels import CAM, CGCLoss, CropFlip
-        >>> criterion = CGCLoss(image_size=224, consistency=10.0)
-        >>> cam = CAM(torch.rand(8, 16, 7, 7), torch.randn(8, 16))
+        >>> criterion = CGCLoss(consistency=10.0)
+        >>> cam = CAM(torch.rand(8, 16, 7, 7), torch.randn(8, 16), image_size=(224, 224))
         >>> loss = criterion(cam, cam, CropFlip.identity(8, 224))
     """
 
     def __init__(
         self,
         *,
-        image_size: int | tuple[int, int],
+        image_size: int | tuple[int, int] | None = None,
         temperature: float = 0.5,
         weighting: str = "gradcam",
         objective: str = "released",
@@ -204,6 +215,7 @@ class CGCLoss(torch.nn.Module):
 def _loss(cam, aug_cam, transform, options: Options, backend: str, group, even: bool) -> torch.Tensor:
     """cgc_loss with checked options."""
     views = checks.views(cam, aug_cam)
+    options = checks.sized(options, cam, aug_cam)
     transform = _prepare(transform, views[0], options.image_size)
     return _choose(backend, views[0], group, even).cgc(*views, transform, options)
 
@@ -211,7 +223,9 @@ def _loss(cam, aug_cam, transform, options: Options, backend: str, group, even: 
 def _prepare(transform, like: torch.Tensor, image_size: tuple[int, int]) -> CropFlip | torch.Tensor:
     """The checked transform as backends take it: a CropFlip, or inverse matrices [B, 3, 3]."""
     if not isinstance(transform, CropFlip):
-        return _inverse(checks.matrix(transform, like))
+        if not isinstance(transform, torch.Tensor) or transform.shape[1:] != (5,):
+            return _inverse(checks.matrix(transform, like))
+        transform = checks.crop_of_rows(transform)
     checks.crop(transform, like, image_size)
     return transform
 

@@ -14,7 +14,7 @@ NEAR_DEAD_SUM = 1e-3
 class Options(NamedTuple):
     """Validated keyword arguments of :func:`cgc_kernels.cgc_loss`, passed to every backend as one value."""
 
-    image_size: tuple[int, int]  # (S_h, S_w), pixels of a view
+    image_size: tuple[int, int] | None  # (S_h, S_w), pixels of a view; None until the CAMs have said it
     temperature: float  # tau > 0
     weighting: str  # one of WEIGHTINGS
     objective: str  # one of OBJECTIVES

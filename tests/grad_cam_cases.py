@@ -31,7 +31,7 @@ def cam_loss(outputs):
     """A scalar that depends on every part of every CAM and is nonlinear in the gradients."""
     total = 0.0
     for output in outputs:
-        features, gradients = output.cam
+        features, gradients, _ = output.cam
         pooled = gradients.mean((2, 3)) if gradients.ndim == 4 else gradients
         total = total + F.relu((pooled[:, :, None, None] * features).sum(1)).square().sum()
         total = total + F.cross_entropy(output.logits, output.logits.argmax(1))

@@ -9,7 +9,7 @@ import torch
 from cases import CPP, simple_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgc_kernels import CAM, CGCLoss, CropFlip, backends, cgc_loss, checks, gradcam, heatmap_loss
+from cgc_kernels import CAM, CGCLoss, CropFlip, GradCAMOutput, backends, cgc_loss, checks, gradcam, heatmap_loss
 
 NAMES = ("auto", "torch", "reference", CPP)
 SIZE = (9, 11)
@@ -154,6 +154,10 @@ WRONG = [
     # crops
     ({"transform": CropFlip(*(f[:2] for f in CROP))}, ValueError, "transform must hold one crop per image, 3, got 2"),
     ({"transform": tuple(CROP)}, TypeError, "transform must be a CropFlip or a matrix .*, got tuple of length 5"),
+    ({"transform": CROP.rows().float()}, TypeError, r"rows must be a tensor \[B, 5\] of integers, got torch.float32"),
+    ({"transform": CROP.rows() + 7}, ValueError, r"the flips, must be 0 or 1, got \["),
+    ({"transform": CROP.rows()[:2]}, ValueError, "transform must hold one crop per image, 3, got 2"),
+    ({"transform": CROP.rows() * torch.tensor([1, 1, 0, 1, 1])}, ValueError, r"CropFlip\.height must be at least 1"),
     ({"transform": None}, TypeError, "transform must be a CropFlip or a matrix .*, got NoneType"),
     ({"transform": crop(height=[0, 1, 1])}, ValueError, r"CropFlip\.height must be at least 1, got 0 at index 0"),
     ({"transform": crop(width=[1, -1, 1])}, ValueError, r"CropFlip\.width must be at least 1, got -1 at index 1"),
@@ -318,11 +322,66 @@ def test_gradcam(features, gradients, weighting, error, message, backend):
 
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
-    [row for row in WRONG if not set(row[0]) & {"cam", "aug_cam", "transform"}],
+    # A size of None is that of the CAMs to come.
+    [row for row in WRONG if not set(row[0]) & {"cam", "aug_cam", "transform"} and row[0] != {"image_size": None}],
 )
 def test_cgc_loss_module_checks_at_once(wrong, error, message):
     with pytest.raises(error, match=message):
         CGCLoss(**{"image_size": SIZE, **wrong})
+
+
+# ---- The views' size, given or carried
+
+
+def carried(size=SIZE, aug_size=SIZE):
+    return {"cam": CAM(FEATURES, GRADIENTS, size), "aug_cam": CAM(AUG_FEATURES, AUG_GRADIENTS, aug_size)}
+
+
+@pytest.mark.parametrize("cams", [carried(), carried(aug_size=None), carried(size=None), carried(size=list(SIZE))])
+@pytest.mark.parametrize("given", [{}, {"image_size": None}, {"image_size": SIZE}, {"image_size": list(SIZE)}])
+def test_the_size_that_the_views_had_need_not_be_given(cams, given):
+    if isinstance(cams["cam"].image_size, list):
+        cams = {**cams, "aug_cam": cams["aug_cam"]._replace(image_size=None)}
+    used = []
+
+    def cgc(*arguments):
+        used.append(arguments[-1].image_size)
+        return torch.zeros(())
+
+    with backends.serving(replace(backends.named("torch"), cgc=cgc)):
+        cgc_loss(**cams, transform=CROP, backend="torch", **given)
+        CGCLoss(backend="torch", **given)(cams["cam"], cams["aug_cam"], CROP)
+    assert used == [SIZE, SIZE]
+
+
+@pytest.mark.parametrize("given", [18, (11, 9), 9])
+def test_another_size_than_the_views_had_is_refused(given):
+    """Views of 224 pixels and image_size=448 gave another loss without a word."""
+    message = r"image_size must be the size of the views that GradCAM saw, \(9, 11\), or be left out, got \("
+    for cams in (carried(), carried(aug_size=None), carried(size=None)):
+        with pytest.raises(ValueError, match=message):
+            call(**cams, image_size=given)
+        with pytest.raises(ValueError, match=message):
+            CGCLoss(image_size=given)(cams["cam"], cams["aug_cam"], CROP)
+
+
+def test_views_of_two_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"aug_cam must be of views as large as cam's, \(9, 11\), got \(9, 12\)"):
+        call(**carried(aug_size=(9, 12)))
+
+
+def test_a_wrong_size_carried_is_checked():
+    with pytest.raises(ValueError, match="image_size must be at least 1 pixel each way"):
+        call(**carried((0, 11), None), image_size=None)
+
+
+def test_the_output_of_a_grad_cam_is_no_cam():
+    out = GradCAMOutput(torch.rand(3, 5), CAM(FEATURES, GRADIENTS))
+    message = r"cam must be the output's \.cam: cgc_loss\(out\.cam, out_aug\.cam, \.\.\.\), got the output itself"
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call(cam=out, aug_cam=out)
+    with pytest.raises(TypeError, match=f"^aug_{message}"):
+        call(aug_cam=out)
 
 
 class Operators(TorchDispatchMode):

@@ -166,7 +166,7 @@ def test_inductor_on_a_small_net(backend):
     def step(x, aug, transform):
         out, out_aug = cam(x, aug)
         loss = nn.functional.cross_entropy(out.logits, labels)
-        return loss + 0.5 * cgc_loss(out.cam, out_aug.cam, transform, image_size=12, consistency=1.0, backend=backend)
+        return loss + 0.5 * cgc_loss(out.cam, out_aug.cam, transform, consistency=1.0, backend=backend)
 
     parameters = [p for p in net.parameters() if p.requires_grad]
 

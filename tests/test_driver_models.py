@@ -95,7 +95,7 @@ def test_elementwise_weighting_is_their_hirescam():
     _, (theirs,) = explainers.build("HiResCAM", classifier)((views,), labels)
     with models.grad_cam(classifier).eval() as cam, torch.no_grad():
         (out,) = cam(views, target=labels)
-    assert_close(gradcam(*out.cam, weighting="elementwise"), theirs, 1e-5)
+    assert_close(gradcam(out.cam, weighting="elementwise"), theirs, 1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(explainers.names()) - {explainers.OURS, "AblationCAM", "ScoreCAM"}))

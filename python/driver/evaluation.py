@@ -351,7 +351,7 @@ def as_explainer(cam: GradCAM | Explainer) -> Explainer:
     @torch.no_grad()
     def explainer(views, labels):
         outputs = cam(*views, target=labels)
-        return outputs[0].logits, [gradcam(*output.cam) for output in outputs]
+        return outputs[0].logits, [gradcam(output.cam) for output in outputs]
 
     return explainer
 
