@@ -7,6 +7,7 @@ from ._version import __version__
 from .backends import info
 from .grad_cam import CAM, GradCAM, GradCAMOutput, tokens_to_map
 from .loss import CGCLoss, cgc_loss, gradcam, heatmap_loss
+from .recording import homography, record
 from .transforms import CropFlip, RandomCropFlip
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "cgc_loss",
     "gradcam",
     "heatmap_loss",
+    "homography",
     "info",
+    "record",
     "tokens_to_map",
 ]
