@@ -7,6 +7,7 @@ from ._version import __version__
 from .backends import info
 from .grad_cam import CAM, GradCAM, GradCAMOutput, tokens_to_map
 from .loss import CGCLoss, cgc_loss, gradcam, heatmap_loss
+from .pictures import log_heatmaps, overlay
 from .recording import homography, record
 from .transforms import CropFlip, RandomCropFlip
 
@@ -23,6 +24,8 @@ __all__ = [
     "heatmap_loss",
     "homography",
     "info",
+    "log_heatmaps",
+    "overlay",
     "record",
     "tokens_to_map",
 ]

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from driver import explainers, loading, metrics, models, pictures
+from driver import explainers, loading, metrics, models
 from driver.data import CorruptImage
 from driver.data.images import read_image
 from driver.evaluation import as_explainer, as_tensor
@@ -22,6 +22,8 @@ from driver.loading import Loaded
 from driver.views import original_view
 from evaluate import add_model_flags, chosen_device
 from PIL import Image
+
+from cgc_kernels import overlay
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +71,7 @@ def explain_image(path: str, loaded: Loaded, explainer, wanted: int | None, fold
     _, (heat,) = explainer((batch,), torch.tensor([shown], device=device))
     fine = metrics.fine(heat.float().cpu(), size)[0]
     large = as_tensor(original_view(image, size))  # the same part of the image, in all its detail
-    pixels = (pictures.overlay(large, fine) * 255).round().byte().numpy()
+    pixels = (overlay(large, fine) * 255).round().byte().permute(1, 2, 0).numpy()
     target = folder / f"{Path(path).stem}-{file_name(class_name(shown, loaded))}.png"
     Image.fromarray(pixels).save(target)
     dead = "" if fine.any() else "; the heatmap is dead, nothing speaks for this class"

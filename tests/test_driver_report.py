@@ -222,13 +222,3 @@ def test_charts_escape_titles_and_skip_gaps():
     assert chart.count("M") >= 2
     assert charts.line_chart([charts.Series(1, "x", [nan], [[nan]])], [1], "epoch") == ""
     assert "control: 3.0" in charts.dot_chart([("x", 2.0, [1.0, 3.0], 3.0), ("y", None, [], None)])
-
-
-def test_overlay_keeps_the_image_where_nothing_is_hot():
-    image, heat = torch.rand(3, 8, 8), torch.zeros(8, 8)
-    cold = pictures.overlay(image, heat)
-    assert cold.shape == (8, 8, 3)
-    assert (cold[..., 0] == cold[..., 2]).all()  # grey
-    heat[2, 3] = 5
-    changed = (pictures.overlay(image, heat) - cold).abs().amax(-1) > 1e-6
-    assert changed.nonzero().tolist() == [[2, 3]]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cgc_kernels import __version__
+from cgc_kernels import __version__, overlay
 
 from . import charts, pictures, storage
 from .data import Data
@@ -77,14 +77,13 @@ def write(
 
 
 def picture(pixels: Tensor) -> str:
-    """float [H, W, 3] in [0, 1] as the address of a JPEG inside the page."""
-    shorter = min(pixels.shape[:2])
+    """float [3, H, W] in [0, 1] as the address of a JPEG inside the page."""
+    shorter = min(pixels.shape[1:])
     if shorter < SMALLEST:
-        planes = pixels.permute(2, 0, 1)[None]
-        pixels = interpolate(planes, scale_factor=SMALLEST / shorter, mode="bicubic", align_corners=False)[0]
-        pixels = pixels.permute(1, 2, 0).clamp(0, 1)
+        scale = SMALLEST / shorter
+        pixels = interpolate(pixels[None], scale_factor=scale, mode="bicubic", align_corners=False)[0].clamp(0, 1)
     file = io.BytesIO()
-    Image.fromarray((pixels * 255).round().byte().numpy()).save(file, "JPEG", quality=88)
+    Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -94,13 +93,13 @@ def _look(look: Look, data: Data) -> dict:
     pairs = zip(look.heatmaps, look.aug_heatmaps, strict=True)
     return {
         "title": name,
-        "image": picture(look.image.permute(1, 2, 0)),
-        "aug_image": picture(look.aug_image.permute(1, 2, 0)),
+        "image": picture(look.image),
+        "aug_image": picture(look.aug_image),
         "boxes": [[100 * value / side for value in box] for box in look.boxes.tolist()],
         "maps": [
             {
-                "image": picture(pictures.overlay(look.image, heat)),
-                "aug_image": picture(pictures.overlay(look.aug_image, aug_heat)),
+                "image": picture(overlay(look.image, heat)),
+                "aug_image": picture(overlay(look.aug_image, aug_heat)),
                 "caption": pictures.share_in_boxes(heat, look.boxes),
                 "aug_caption": "" if aug_heat.any() else "dead",
             }

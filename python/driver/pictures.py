@@ -12,9 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from cgc_kernels import overlay
+
 from . import evaluation, metrics, storage
 from .data import Data
-from .data.demo import LUMINANCE
 from .evaluation import Explained
 
 COLOURS = {
@@ -26,7 +27,6 @@ COLOURS = {
     "cgc_paper_consistent": "#7c3aed",
 }
 MORE_COLOURS = ("#0891b2", "#65a30d", "#dc2626", "#9333ea")
-HEAT = matplotlib.colormaps["inferno"]
 BOX, MUTED = "#22d3ee", "#6b7280"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -145,17 +145,6 @@ def colour(method: str, number: int = 0) -> str:
     return COLOURS.get(method, MORE_COLOURS[number % len(MORE_COLOURS)])
 
 
-def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """The heatmap's colours over the grey image, the more opaque the hotter.
-
-    image: float [3, H, W] in [0, 1]; heat: [H, W], >= 0, scaled to its own maximum. Returns float [H, W, 3] in [0, 1].
-    """
-    heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
-    grey = (LUMINANCE @ image.flatten(1)).reshape(*heat.shape, 1).expand(-1, -1, 3)
-    colours = torch.from_numpy(HEAT(heat.numpy())[..., :3]).float()
-    return torch.lerp(0.9 * grey, colours, 0.85 * heat[..., None].sqrt()).clamp(0, 1)
-
-
 def share_in_boxes(heat: Tensor, boxes: Tensor) -> str:
     """The caption of a fine heatmap [S, S]: the share of its mass inside the boxes."""
     if not heat.any():
@@ -174,7 +163,7 @@ def _draw_row(cells, look: Look) -> None:
     cells[0].imshow(look.image.permute(1, 2, 0).numpy(), interpolation="lanczos")
     _draw_boxes(cells[0], look.boxes)
     for cell, heat in zip(cells[1:], look.heatmaps, strict=False):
-        cell.imshow(overlay(look.image, heat).numpy(), interpolation="bilinear")
+        cell.imshow(overlay(look.image, heat).permute(1, 2, 0).numpy(), interpolation="bilinear")
         _draw_boxes(cell, look.boxes)
         caption = share_in_boxes(heat, look.boxes)
         cell.text(0.5, 1.02, caption, transform=cell.transAxes, ha="center", va="bottom", fontsize=7.5, color=MUTED)
