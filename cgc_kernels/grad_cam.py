@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .pooled_head import TailModule, find_tail, module_kind
 from .trees import from_iterables
@@ -42,6 +43,30 @@ class GradCAMOutput(NamedTuple):
 
     logits: Tensor
     cam: CAM | None
+
+
+class GradCAMOutputs(tuple):
+    """A tuple of :class:`GradCAMOutput`, one for each view, also where there is one view; says so if taken for one."""
+
+    __slots__ = ()
+
+    @property
+    def logits(self) -> Tensor:
+        raise AttributeError(
+            "the output of GradCAM must be unpacked, a tuple with one output for each view: (out,) = cam(x), then "
+            "out.logits and out.cam"
+        )
+
+    cam = logits
+
+
+# Not a leaf, as other subclasses of tuple are: what walks trees must find the tensors.
+pytree.register_pytree_node(
+    GradCAMOutputs,
+    lambda outputs: (list(outputs), None),
+    lambda outputs, _: GradCAMOutputs(outputs),
+    serialized_type_name="cgc_kernels.GradCAMOutputs",
+)
 
 
 class GradCAM(nn.Module):
@@ -135,7 +160,7 @@ class GradCAM(nn.Module):
 
     def forward(
         self, *views: Tensor, target: Tensor | None = None, extra: Sequence[Tensor] = (), batched: bool = False
-    ) -> tuple[GradCAMOutput, ...]:
+    ) -> GradCAMOutputs:
         """Logits and Grad-CAM of every view, then the logits of every extra view.
 
         ``views``: one or more [B, ...], the same B. ``target``: [B] int64, the class to explain; by default the argmax
@@ -152,13 +177,13 @@ class GradCAM(nn.Module):
         if getattr(self, "_is_replica", False):
             raise RuntimeError("GradCAM must not run under nn.DataParallel; use DistributedDataParallel")
         if batched:
-            return self._explain_batch(views, target, extra)
+            return GradCAMOutputs(self._explain_batch(views, target, extra))
         outputs = []
         for view in views:
             output, target = self._explain(view, target)
             outputs.append(output)
         outputs += [GradCAMOutput(self.model(view), None) for view in extra]
-        return tuple(outputs)
+        return GradCAMOutputs(outputs)
 
     def close(self) -> None:
         """Remove the hook; the model is as it was before, and calling this object raises. Harmless when repeated."""

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from cases import simple_case
+from models import TinyNet
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
-from cgc_kernels import CAM, CropFlip, GradCAMOutput, RandomCropFlip, cgc_loss, heatmap_loss
+from cgc_kernels import CAM, CropFlip, GradCAM, GradCAMOutput, RandomCropFlip, cgc_loss, heatmap_loss
 
 CROP = CropFlip.from_torchvision([(0, 1, 6, 7), (2, 0, 7, 8)], flip=[True, False])
 CAM_OF_ONE = CAM(torch.rand(2, 4, 3, 3), torch.rand(2, 4), (9, 11))
@@ -22,6 +23,10 @@ def rebuilt(data):
     if isinstance(data, tuple | list):
         return type(data)(rebuilt(value) for value in data)
     return data.clone() if isinstance(data, torch.Tensor) else data
+
+
+def detached(leaf):
+    return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
 
 
 WALKS = {
@@ -64,6 +69,32 @@ def test_compiled_code_makes_and_returns_them():
     assert (type(crop), type(cam)) == (CropFlip, CAM)
     assert torch.equal(crop.top, CROP.top + 1)
     assert cam.image_size == (3, 3)
+
+
+@pytest.mark.parametrize("walk", ["type(data)(generator)", "type(data)(list)", "pytree", "copy", "pickle"])
+def test_outputs_stay_one_tuple_with_all_tensors(walk):
+    cam = GradCAM(TinyNet(), "body")
+    views = torch.rand(2, 3, 3, 8, 8)
+    for outputs in (cam(*views), cam(*views, extra=[views[0]], batched=True), cam(views[0])):
+        walked = WALKS[walk](pytree.tree_map(detached, outputs))
+        assert type(walked) is type(outputs)
+        assert len(pytree.tree_leaves(walked)) == len(pytree.tree_leaves(outputs)) >= 5
+
+
+def test_the_outputs_of_a_compiled_model():
+    cam = GradCAM(TinyNet(), "body")
+    views = torch.rand(2, 3, 3, 8, 8)
+    outputs = torch.compile(cam, fullgraph=True, backend="eager")(*views)
+    assert type(outputs) is type(cam(*views))
+    assert [out.cam.image_size for out in outputs] == [(8, 8), (8, 8)]
+
+
+def test_the_outputs_are_not_one_output():
+    outputs = GradCAM(TinyNet(), "body")(torch.rand(3, 3, 8, 8))
+    for name in ("logits", "cam"):
+        with pytest.raises(AttributeError, match=r"must be unpacked, .*: \(out,\) = cam\(x\), then out\.logits"):
+            getattr(outputs, name)
+    assert not hasattr(outputs, "logits")
 
 
 def collated_by_hugging_face(samples):
