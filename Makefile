@@ -39,7 +39,7 @@ $(TORCH_INSTALLED):
 
 $(INSTALLED): $(TORCH_INSTALLED) pyproject.toml setup.py
 	rm -f $(VENV)/.installed-*
-	$(PIP) --no-build-isolation -e '.[train,test,bench,dev]'
+	$(PIP) --no-build-isolation -e '.[train,test,bench,dev,recipes]'
 	touch $@
 
 # Written at the end of every build of the libraries, so it is older than whatever changed since.
