@@ -1,13 +1,16 @@
 """The recipes run, are those that docs/recipes.md shows, and are as short as it says; the conventions of libraries."""
 
+import copy
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from compare import assert_close
 
-from cgc_kernels import homography
+from cgc_kernels import CropFlip, GradCAM, cgc_loss, homography
 
 DOCS = Path(__file__).parent.parent / "docs"
 RECIPES = sorted((DOCS / "recipes").glob("*.py"))
@@ -43,6 +46,20 @@ def test_the_page_counts_the_lines_that_are_added():
     assert {name.lower(): int(count) for name, count in counts.items()} == {library(r): added(r) for r in RECIPES}
     assert int(counts["Lightning"]) <= 6
     assert int(counts["torchvision"]) <= 8
+    assert int(counts["timm"]) <= 10
+
+
+def test_the_last_block_under_checkpointing_gives_the_same_gradients():
+    net, views = timm.create_model("resnet10t", num_classes=10).double(), torch.rand(2, 4, 3, 32, 32).double()
+    transform, gradients = CropFlip.identity(4, 32), []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(net)
+        model.set_grad_checkpointing(checkpointing)
+        out, out_aug = GradCAM(model, "layer4.0")(*views)
+        loss = out.logits.logsumexp(1).sum() + cgc_loss(out.cam, out_aug.cam, transform)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert_close(checkpointed, plain, 1e-10)
 
 
 # ---- What docs/recipes.md says of the matrices of other libraries
