@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from driver import data, engine, ranks, report, settings, storage
+from driver.divergence import Diverged
 from driver.ranks import Ranks
 from driver.settings import Settings
 from driver.state import Run
@@ -147,7 +148,8 @@ def train_all(chosen: Settings, here: Ranks) -> None:
                 opened = {run.seed: data.open_data(replace(chosen, seed=run.seed))}
             with refusing():
                 trainer = engine.Trainer(run, chosen, opened[run.seed], device, here)
-            engine.train(trainer, progress)
+            with refusing(Diverged):
+                engine.train(trainer, progress)
 
 
 def _steps_done(run: Run, steps: int) -> int:
@@ -158,11 +160,11 @@ def _steps_done(run: Run, steps: int) -> int:
 
 
 @contextmanager
-def refusing():
-    """Settings that only the data or the model can refuse: a message that names the flag, no traceback."""
+def refusing(kind: type[Exception] = ValueError):
+    """What only the data, the model or the training can refuse: a message, no traceback."""
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         raise SystemExit(f"train.py: error: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cgc_kernels import GradCAM, GradCAMOutput
 
-from . import evaluation, schedules, storage
+from . import divergence, evaluation, metrics, schedules, storage
 from .methods import METHODS
 from .ranks import Ranks
 from .settings import Settings
@@ -69,6 +68,7 @@ class Trainer:
         if self.heatmap_loss is not None and not self.state.cam.closed_form:
             check_twice(self.settings, self.state.model, ranks.world)
         self.net = self._wrapped(Views(self.state.cam, settings.batched_views))
+        self.watch = divergence.Watch(device)
 
     def _wrapped(self, views: Views) -> nn.Module:
         if self.settings.compile:
@@ -79,18 +79,35 @@ class Trainer:
 
     def batches(self, first: int):
         """Batches of this rank from step `first` of the training to its end: (labelled, unlabeled or None)."""
-        settings, last = self.settings, self.steps * self.settings.epochs
+        span = first, self.steps * self.settings.epochs, self.ranks.rank, self.ranks.world
+        workers, pin = self.settings.workers, self.device.type == "cuda"
+        streams = [loader(views, steps, workers, pin) for views, steps in self._streams(*span)]
+        return zip(*streams, strict=True) if len(streams) > 1 else ((batch, None) for batch in streams[0])
 
-        def stream(images, views: str, order: str):
-            steps = Steps(
-                len(images), settings.batch_size, settings.seed, order, first, last, self.ranks.rank, self.ranks.world
-            )
-            return loader(TrainViews(images, settings, views), steps, settings.workers, self.device.type == "cuda")
+    def batch_at(self, step: int) -> dict[str, dict]:
+        """The batch of all ranks at a step of the training, as plain containers: images, views, crops and labels."""
+        made = {}
+        for views, steps in self._streams(step, step + 1):
+            (keys,) = steps
+            batch = views.__getitems__(keys)
+            paths = [views.images.records[index].path for _, index in keys]
+            made[steps.stream] = {"images": paths, **batch._asdict(), "crops": batch.crops._asdict()}
+        return made
 
-        labelled = stream(self.data.train, "train", "order")
-        if self.free is None:
-            return ((batch, None) for batch in labelled)
-        return zip(labelled, stream(self.free, "unlabeled", "unlabeled order"), strict=True)
+    def _streams(self, *span: int) -> list[tuple[TrainViews, Steps]]:
+        """The views and the steps of the labelled images, and of the unlabeled ones if they are used."""
+        sources = [(self.data.train, "train", "order"), (self.free, "unlabeled", "unlabeled order")]
+        size, seed = self.settings.batch_size, self.settings.seed
+        return [
+            (TrainViews(images, self.settings, views), Steps(len(images), size, seed, order, *span))
+            for images, views, order in sources
+            if images is not None
+        ]
+
+    def save(self, *paths) -> None:
+        """Write a checkpoint of what is finite; raises Diverged where something is not."""
+        divergence.check(self)
+        self.state.save(*paths)
 
     def train_mode(self) -> None:
         """BatchNorm and dropout as in training, BatchNorm frozen if so set."""
@@ -106,7 +123,9 @@ class Trainer:
         factor = schedules.learning_rate(settings, (done + 1) / self.steps)
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        state.sums += self.backward(batch, free, self.weight_at(done))
+        figures = self.backward(batch, free, self.weight_at(done))
+        state.sums += figures
+        self.watch.see(figures, done)
         if settings.clip:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
@@ -152,7 +171,7 @@ class Trainer:
             outputs = self.net(explained, plain, target)
         logits = [out.logits.float() for view in judged for out in self._of(view, explained + plain, outputs)]
         ce = sum(cross_entropy(own, batch.labels) for own in logits)
-        accuracy = (logits[0].detach().argmax(1) == batch.labels).float().mean()
+        accuracy = (metrics.label_ranks(logits[0].detach(), batch.labels) == 0).float().mean()
         if self.heatmap_loss is None:
             return ce, ce.new_zeros(()), accuracy
         cams = [out.cam for out in outputs[: len(explained)]]
@@ -208,7 +227,7 @@ def train(trainer: Trainer, progress) -> None:
     if ranks.share(run.last.exists()):
         state.load(run.last)
     else:
-        state.save(run.best, run.last)
+        trainer.save(run.best, run.last)
     if not ranks.rank:
         for note in state.notes:
             progress.write(note)
@@ -241,14 +260,10 @@ def _train_epoch(trainer: Trainer, batches, epoch: int, progress) -> dict[str, f
         state.step = step + 1
         if settings.checkpoint_every and state.step % settings.checkpoint_every == 0 and state.step < steps:
             state.seconds = time.perf_counter() - began
-            state.save(trainer.run.last)
-    ce, term, accuracy = (trainer.ranks.average(state.sums) / steps).tolist()
+            trainer.save(trainer.run.last)
     state.seconds = time.perf_counter() - began
-    if not math.isfinite(ce + term):
-        raise RuntimeError(
-            f"the loss of epoch {epoch} must be finite, got cross-entropy {ce}, heatmap loss {term}: lower --lr, or "
-            f"--amp off. The last checkpoint before is {trainer.run.last}"
-        )
+    trainer.save(trainer.run.last)  # before the validation, whose images may be unreadable
+    ce, term, accuracy = (trainer.ranks.average(state.sums) / steps).tolist()
     return {
         "lr": state.optimizer.param_groups[0]["lr"],
         "train_ce": ce,
@@ -310,4 +325,4 @@ def _record(row: dict[str, float], trainer: Trainer, board: SummaryWriter | None
         board.flush()
     better = row["val_accuracy"] > state.best
     state.best = max(state.best, row["val_accuracy"])
-    state.save(*([run.best] if better else []), run.last)
+    trainer.save(*([run.best] if better else []), run.last)

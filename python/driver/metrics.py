@@ -1,10 +1,10 @@
 """What is measured of heatmaps, each with its definition; one number an image, NaN where there is none.
 
 Heatmaps come in two resolutions: coarse [N, H, W] as Grad-CAM makes them, fine [N, S, S] resized bilinearly to the
-view the model saw. A heatmap that is zero everywhere is dead: it is counted, and left out of all measures but twin
-retrieval, where it fails. Boxes are float [T, 4], (left, top, right, bottom) in pixels of the view, right and bottom
-excluded, those of image 0 first; ``counts`` [N] says how many each image has. An image without a box has NaN in what
-needs one.
+view the model saw. A heatmap that is zero everywhere, or not finite, is dead: it is counted, and left out of all
+measures but twin retrieval, where it fails. Boxes are float [T, 4], (left, top, right, bottom) in pixels of the view,
+right and bottom excluded, those of image 0 first; ``counts`` [N] says how many each image has. An image without a box
+has NaN in what needs one.
 
 Sharper heatmaps score better in some measures and worse in others without looking anywhere else, so those measures have
 a control: the same number for the baseline's heatmaps after :func:`match_sharpness`.
@@ -22,6 +22,7 @@ from cgc_kernels import CropFlip
 POINTING_TOLERANCE = 15 / 224  # of the side of the view: 15 px at 224, 4.3 px at 64
 TWIN_BATCH = 50
 POWERS = (2.0**-6, 2.0**6)
+NEVER = torch.iinfo(torch.int64).max  # the rank of a label that no number of guesses would find
 
 
 def fine(heatmaps: Tensor, size: int) -> Tensor:
@@ -30,18 +31,21 @@ def fine(heatmaps: Tensor, size: int) -> Tensor:
 
 
 def live(heatmaps: Tensor) -> Tensor:
-    """Which heatmaps [N, H, W] are not zero everywhere: bool [N]."""
-    return heatmaps.flatten(1).any(1)
+    """Which heatmaps [N, H, W] are finite, and not zero everywhere: bool [N]."""
+    maps = heatmaps.flatten(1)
+    return maps.isfinite().all(1) & maps.any(1)
 
 
 def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before the label: int64 [N]. 0 is a correct prediction, below 5 is correct in the top 5.
 
-    Of equal logits the class with the lower index comes first, as for argmax. logits [N, K], labels [N].
+    Of equal logits the class with the lower index comes first, as for argmax; where one is not finite, nothing is
+    predicted: the rank is :data:`NEVER`. logits [N, K], labels [N].
     """
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    return ((logits > own) | ((logits == own) & earlier)).sum(1)
+    ranks = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return torch.where(logits.isfinite().all(1), ranks, NEVER)
 
 
 def box_masks(boxes: Tensor, counts: Tensor, size: int, tolerance: float = 0.0) -> Tensor:
@@ -158,4 +162,5 @@ def _distances(start: Tensor, stop: Tensor, size: int) -> Tensor:
 
 
 def _unit(heatmaps: Tensor) -> Tensor:
-    return normalize(heatmaps.double().flatten(1), dim=1)
+    """Heatmaps [N, H, W] as unit vectors [N, H * W], dead ones as zeros."""
+    return normalize(torch.where(live(heatmaps)[:, None, None], heatmaps, 0).double().flatten(1), dim=1)

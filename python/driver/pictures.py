@@ -147,7 +147,7 @@ def colour(method: str, number: int = 0) -> str:
 
 def share_in_boxes(heat: Tensor, boxes: Tensor) -> str:
     """The caption of a fine heatmap [S, S]: the share of its mass inside the boxes."""
-    if not heat.any():
+    if not metrics.live(heat[None]):
         return "dead"
     if not len(boxes):
         return ""
