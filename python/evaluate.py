@@ -17,14 +17,13 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from driver import evaluation, explainers, loading, models, report
-from driver.data import DATASETS, CorruptImage, Data, open_data
+from driver import checkpoints, evaluation, explainers, loading, models, report
+from driver.data import DATASETS, Data, open_data
+from driver.data.imagenet import CATEGORIES
 from driver.flags import documented_parser, integer
 from driver.loading import Loaded
 from driver.report import Entry
 from driver.settings import Settings, kept
-
-IMAGENET = 1000  # classes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags.explainer = flags.explainer or [explainers.OURS]
     try:
         evaluate(flags)
-    except (ValueError, CorruptImage) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0
 
@@ -86,15 +85,17 @@ def data_for(settings: Settings | None, flags) -> Data:
 
 def open_model(source: str, data: Data, flags) -> Loaded:
     """A model for the data; for UnRel one of ImageNet, its classes grouped."""
-    loaded = loading.load(source, flags, IMAGENET if data.groups else len(data.classes))
-    outputs = len(loaded.classes) or (IMAGENET if data.groups else len(data.classes))
+    wanted = CATEGORIES if data.groups else data.classes
+    loaded = loading.load(source, flags, len(wanted))
+    if data.groups and loaded.outputs != len(wanted):
+        raise ValueError(
+            f"--data unrel needs a classifier of the {len(wanted)} classes of ImageNet, got one of {loaded.outputs}"
+        )
+    known = loaded.classes or (wanted if loaded.outputs == len(wanted) else map(str, range(loaded.outputs)))
+    checkpoints.check_classes(tuple(known), wanted, source, f"--data {data.name}")
     if not data.groups:
-        if outputs != len(data.classes):
-            raise ValueError(f"--data {data.name} has {len(data.classes)} classes, got {source} with {outputs}")
         return loaded
-    if outputs != IMAGENET:
-        raise ValueError(f"--data unrel needs a classifier of the {IMAGENET} classes of ImageNet, got one of {outputs}")
-    model = models.GroupedClasses(loaded.classifier.model, data.groups, outputs).eval()
+    model = models.GroupedClasses(loaded.classifier.model, data.groups, len(wanted)).eval()
     layer = f"model.{loaded.classifier.target_layer}"
     return loaded._replace(classifier=loaded.classifier._replace(model=model, target_layer=layer))
 

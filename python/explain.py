@@ -10,6 +10,7 @@ predicted one unless --class names another.
 
 import argparse
 import sys
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -27,37 +28,45 @@ from cgc_kernels import overlay
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Explain every image; returns the exit status, 1 if one could not be read."""
+    """Explain every image; returns the exit status, 1 if one could not be explained."""
     parser = make_parser()
     flags = parser.parse_args(arguments)
     try:
         return explain(flags)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
 def explain(flags) -> int:
-    """Write an overlay for every image; returns 1 if one could not be read. Raises ValueError naming what is wrong."""
+    """Write an overlay for every image; returns 1 where that failed for one. Raises ValueError naming what is wrong."""
     device = chosen_device(flags.device)
     loaded = loading.load(flags.checkpoint, flags)
+    for note in loaded.classifier.notes:
+        print(note, file=sys.stderr)
     classifier = loaded.classifier._replace(model=loaded.classifier.model.to(device))
     explainer = as_explainer(explainers.build(flags.explainer, classifier))
     wanted = class_number(flags.class_, loaded)
     folder = Path(flags.output)
     folder.mkdir(parents=True, exist_ok=True)
-    failed = 0
+    failed, taken = 0, {_place(path) for path in flags.images}
     for path in flags.images:
         try:
-            print(explain_image(path, loaded, explainer, wanted, folder, flags.size, device))
-        except CorruptImage as error:
+            print(explain_image(path, loaded, explainer, wanted, folder, taken, flags.size, device))
+        except (CorruptImage, NoAnswer) as error:
             failed = 1
             print(error, file=sys.stderr)
     return failed
 
 
+class NoAnswer(ArithmeticError):
+    """The model's logits for an image are not finite."""
+
+
 @torch.no_grad()
-def explain_image(path: str, loaded: Loaded, explainer, wanted: int | None, folder: Path, size: int, device) -> str:
-    """Write one overlay; returns a line about it."""
+def explain_image(
+    path: str, loaded: Loaded, explainer, wanted: int | None, folder: Path, taken: set, size: int, device
+) -> str:
+    """Write one overlay beside those that are ``taken``; returns a line about it."""
     settings = loaded.settings
     image = read_image(path)
     view = as_tensor(original_view(image, settings.image_size))
@@ -66,13 +75,15 @@ def explain_image(path: str, loaded: Loaded, explainer, wanted: int | None, fold
     )
     batch = ((view - mean) / std)[None].to(device)
     probabilities = loaded.classifier.model(batch).softmax(1)[0].cpu()
+    if not probabilities.isfinite().all():
+        raise NoAnswer(f"{path}: the logits of {loaded.title} are not finite")
     predicted = int(probabilities.argmax())
     shown = predicted if wanted is None else wanted
     _, (heat,) = explainer((batch,), torch.tensor([shown], device=device))
     fine = metrics.fine(heat.float().cpu(), size)[0]
     large = as_tensor(original_view(image, size))  # the same part of the image, in all its detail
     pixels = (overlay(large, fine) * 255).round().byte().permute(1, 2, 0).numpy()
-    target = folder / f"{Path(path).stem}-{file_name(class_name(shown, loaded))}.png"
+    target = free_name(folder, f"{Path(path).stem}-{file_name(class_name(shown, loaded))}", taken)
     Image.fromarray(pixels).save(target)
     dead = "" if fine.any() else "; the heatmap is dead, nothing speaks for this class"
     return (
@@ -85,19 +96,31 @@ def class_number(text: str, loaded: Loaded) -> int | None:
     """The class that --class names, by name or number; None where it was not given."""
     if not text:
         return None
-    outputs = loaded.classifier.model.get_submodule(loaded.classifier.head).weight.shape[0]
     if text in loaded.classes:
         return loaded.classes.index(text)
-    if text.isdecimal() and int(text) < outputs:
+    if text.isdecimal() and int(text) < loaded.outputs:
         return int(text)
     near = [name for name in loaded.classes if text.lower() in name.lower()][:5]
     more = f"; near it: {', '.join(near)}" if near else ""
-    raise ValueError(f"--class must be a class's name or its number below {outputs}, got {text!r}{more}")
+    raise ValueError(f"--class must be a class's name or its number below {loaded.outputs}, got {text!r}{more}")
 
 
 def class_name(number: int, loaded: Loaded) -> str:
     """Its name, or its number where the names are not known."""
     return loaded.classes[number] if loaded.classes else f"class {number}"
+
+
+def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
+    """The PNG file of that stem, numbered where this call has written one or was asked about one; taken from now on."""
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    target = next(path for name in names if _place(path := folder / f"{name}.png") not in taken)
+    taken.add(_place(target))
+    return target
+
+
+def _place(path: str | Path) -> str:
+    """One text for all ways to write a path, on file systems that do not tell cases apart as well."""
+    return str(Path(path).resolve()).casefold()
 
 
 def file_name(text: str) -> str:

@@ -23,13 +23,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from driver import data, engine, ranks, report, settings, storage
+from driver import checkpoints, data, engine, ranks, report, settings
+from driver.data import CorruptImage, DataError
 from driver.divergence import Diverged
 from driver.ranks import Ranks
 from driver.settings import Settings
 from driver.state import Run
+from driver.storage import CheckpointError
 from tqdm import tqdm
 
+FORESEEN = (DataError, CorruptImage, CheckpointError, Diverged, OSError)  # what ends a training with a message
 GRACE = 5.0  # seconds, for the exception to end a rank that was told to; torchrun gives 30
 
 
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     here = ranks.join()
     chosen = None
     try:
-        with terminable(here, lambda: chosen):
+        with terminable(here, lambda: chosen), refusing(*FORESEEN):
             chosen = here.share(settings.parse(arguments) if not here.rank else None)
             if not here.rank:
                 settings.save(chosen)
@@ -54,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\nStopped. {how_to_go_on(chosen, here)}")
             return 130 if isinstance(stop, KeyboardInterrupt) else 143
         _stop_rank(here, chosen, "it was told to end")
+    except SystemExit as refusal:
+        if here.world == 1 or chosen is None:
+            raise
+        _stop_rank(here, chosen, str(refusal))
     except Exception as error:  # a collective raises RuntimeError when another rank is gone; and what broke this one
         if here.world == 1:
             raise
@@ -130,7 +137,7 @@ def planned_runs(chosen: Settings) -> list[Run]:
 def train_all(chosen: Settings, here: Ranks) -> None:
     """Train what is not finished yet."""
     runs = planned_runs(chosen)
-    with refusing():
+    with refusing(ValueError):
         device = here.device(chosen.device)
         opened = {chosen.seed: data.open_data(chosen)}
         steps = engine.steps_per_epoch(chosen, opened[chosen.seed])
@@ -146,25 +153,24 @@ def train_all(chosen: Settings, here: Ranks) -> None:
                 continue
             if run.seed not in opened:
                 opened = {run.seed: data.open_data(replace(chosen, seed=run.seed))}
-            with refusing():
+            with refusing(ValueError):
                 trainer = engine.Trainer(run, chosen, opened[run.seed], device, here)
-            with refusing(Diverged):
-                engine.train(trainer, progress)
+            engine.train(trainer, progress)
 
 
 def _steps_done(run: Run, steps: int) -> int:
     if not run.last.exists():
         return 0
-    state = storage.load(run.last)
+    state = checkpoints.read_ours(run.last, "--resume: the last checkpoint")
     return state["epoch"] * steps + state["step"]
 
 
 @contextmanager
-def refusing(kind: type[Exception] = ValueError):
-    """What only the data, the model or the training can refuse: a message, no traceback."""
+def refusing(*kinds: type[Exception]):
+    """What is wrong with the settings, the data, the files or the training: a message, no traceback."""
     try:
         yield
-    except kind as error:
+    except kinds as error:
         raise SystemExit(f"train.py: error: {error}") from error
 
 

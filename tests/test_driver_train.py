@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from driver import evaluation, schedules, settings, storage
+from driver.checkpoints import weights
 from driver.presets import PRESETS
-from driver.state import weights
 from driver_cases import (
     ROOT,
     TINY,
@@ -116,7 +116,7 @@ def test_checkpoints_load_with_weights_only(comparison, name):
 
 def test_checkpoint_restores_the_tested_model(straight):
     """The averaged weights are what was tested, and what the checkpoint says was evaluated."""
-    trainer = tiny_trainer(*RESUMED, seed=0, folder=straight.parent / "new")
+    trainer = tiny_trainer("--epochs", 4, *RESUMED, seed=0, folder=straight.parent / "new")
     trainer.state.load(straight / "last.pt")
     where = {"seed": 0, "faithful": 0}
     explained = evaluation.explain(trainer.state.averaged, trainer.data.test, trainer.data, trainer.device, **where)

@@ -243,7 +243,7 @@ def train(trainer: Trainer, progress) -> None:
     if not ranks.rank:
         how = {"seed": run.seed, "faithful": settings.faithfulness, "workers": settings.workers}
         explained = evaluation.explain(state.evaluated, data.test, data, trainer.device, **how)
-        storage.save(explained._asdict(), run.results)
+        storage.save({**explained._asdict(), "identity": state.identity}, run.results)
     ranks.wait()
 
 

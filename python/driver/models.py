@@ -1,8 +1,7 @@
-"""Any classifier of torchvision or timm by name, its target layer, and checkpoints from anywhere."""
+"""Any classifier of torchvision or timm by name, and its target layer."""
 
 import difflib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.error import URLError
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from cgc_kernels import GradCAM, tokens_to_map
 
+from . import checkpoints, storage
 from .small_resnet import SmallResNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,8 +32,6 @@ LAYERS = (
     "layers",  # MNASNet
     "blocks",  # MaxViT; MobileNetV3 of timm
 )
-# What trained models are wrapped in, as their checkpoints spell it.
-PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.")
 WITHOUT_AUXILIARY = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -48,7 +46,7 @@ class Classifier(NamedTuple):
         target_layer: dotted name of the layer Grad-CAM explains.
         reshape: from the layer's output to [B, C, H, W], None where it is that already.
         head: dotted name of the last linear layer.
-        notes: what a user should know: keys of a checkpoint that did not fit.
+        notes: what a user should know: what of a checkpoint was taken, and what did not fit.
     """
 
     model: nn.Module
@@ -58,13 +56,14 @@ class Classifier(NamedTuple):
     notes: list[str]
 
 
-def create(settings, classes: int) -> Classifier:
+def create(settings, classes: int, names: Sequence[str] = ()) -> Classifier:
     """Build the model; the head gets its ``classes`` outputs before any weights are loaded.
 
     Args:
         settings: has model ("small_resnet", a name of torchvision, or "timm/" and a name of timm), pretrained,
             init (a checkpoint, or ""), target_layer (a dotted name, or "" for the family's default), image_size.
         classes: number of outputs K.
+        names: of the classes; of a checkpoint of ours for other classes the head is not taken.
 
     Raises:
         ValueError: a setting is wrong; the message names the flag.
@@ -76,7 +75,7 @@ def create(settings, classes: int) -> Classifier:
         'layer4'
     """
     model = _build(settings.model, classes, settings.pretrained, settings.image_size)
-    notes = load_weights(model, read_weights(settings.init, "--init"), settings.init) if settings.init else []
+    notes = _initialise(model, settings.init, names) if settings.init else []
     layer = settings.target_layer or default_layer(model)
     if layer not in dict(model.named_modules()):
         near = ", ".join(name for name, _ in model.named_children())
@@ -151,45 +150,20 @@ def head_name(model: nn.Module) -> str:
     return heads[-1]
 
 
-def read_weights(path: str, flag: str) -> dict[str, Tensor]:
-    """The weights in a checkpoint: of the EMA where there is one, else of the model; raises ValueError."""
-    if not Path(path).is_file():
-        raise ValueError(f"{flag} must be a checkpoint file, got {path!r}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{flag} must be a checkpoint that holds tensors only, got {path!r}: {error}") from error
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not tensors:
-        raise ValueError(f"{flag} must be a checkpoint with a state_dict, got none in {path!r}")
-    return tensors
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str) -> list[str]:
-    """Load what fits, prefixes like ``module.`` or ``backbone.`` taken off; returns what did not, in words.
-
-    Raises:
-        ValueError: nothing fits.
-    """
-    own = model.state_dict()
-    renamed = {_own_name(key, own): value for key, value in weights.items()}
-    fitting = {key: value for key, value in renamed.items() if key in own and value.shape == own[key].shape}
-    if not any(own[key].is_floating_point() for key in fitting):
-        raise ValueError(f"--init must be weights of {type(model).__name__}, got none that fit in {path!r}")
-    model.load_state_dict(fitting, strict=False)
-    shapes = [
-        f"{key} {list(renamed[key].shape)} for {list(own[key].shape)}"
-        for key in renamed
-        if key in own and key not in fitting
-    ]
-    missing = [key for key in own if key not in renamed]
-    unknown = [key for key in renamed if key not in own]
-    lists = {"of another shape": shapes, "left as initialised": missing, "not in the model": unknown}
-    return [f"{path}: {len(keys)} {what}: {', '.join(keys)}" for what, keys in lists.items() if keys]
+def _initialise(model: nn.Module, path: str, names: Sequence[str]) -> list[str]:
+    """Give a model what it can take of a checkpoint; returns in words what was taken and what was not."""
+    state = storage.load(path, "--init")
+    fitting = checkpoints.fit(state, model, path, "--init")
+    weights, misfits = fitting.weights, checkpoints.listed(fitting.misfits, path)
+    if checkpoints.is_ours(state):
+        checkpoints.check_ours(state, path, "--init")
+        difference = checkpoints.first_difference(state["classifier"]["classes"], names) if names else ""
+        head = head_name(model)
+        if difference and f"{head}.weight" in weights:
+            weights = {name: value for name, value in weights.items() if not name.startswith(f"{head}.")}
+            misfits.append(f"{path}: {head} is left as initialised, since its classes are others: {difference}")
+    model.load_state_dict(weights, strict=False)
+    return [note for note in (fitting.note, *misfits) if note]
 
 
 class GroupedClasses(nn.Module):
@@ -276,19 +250,13 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
     return model
 
 
-def _own_name(key: str, own: dict[str, Tensor]) -> str:
-    """A checkpoint's key without the prefixes that are not the model's."""
-    name = key
-    while name not in own:
-        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-        if prefix is None:
-            return key
-        name = name.removeprefix(prefix)
-    return name
-
-
 def _is_torchvision_vit(model: nn.Module) -> bool:
     return type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder")
+
+
+def published_classes(name: str) -> int:
+    """How many classes the library's weights of a model are for."""
+    return _timm().get_pretrained_cfg(name.removeprefix(TIMM)).num_classes if name.startswith(TIMM) else 1000
 
 
 def _timm():

@@ -2,14 +2,15 @@
 
 import json
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from . import evaluation, html, pictures, storage
+from . import checkpoints, evaluation, html, pictures, storage
 from .data import Data, open_data
 from .evaluation import Explained
 from .methods import METHODS
+from .storage import CheckpointError
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -30,6 +31,7 @@ MEASURES = {
 }
 WHOLE = ("corrupt_images", "seconds")
 BASELINE = "baseline"
+RESULTS = "the results, which --resume makes anew once they are deleted,"
 
 
 class Entry(NamedTuple):
@@ -53,22 +55,29 @@ class Entry(NamedTuple):
 def finish(folder: Path, runs: list, settings) -> dict[str, dict]:
     """Measure the finished runs of a training, write all that a run folder shows, print the table.
 
-    Writes summary.json, gallery.png, curves.png and report.html into ``folder``; returns the summary.
+    Writes summary.json, gallery.png, curves.png and report.html into ``folder``; returns the summary. Raises
+    CheckpointError where a file is not what the run wrote, or the data have other classes or images now.
     """
-    entries = [
-        Entry(
-            run.method,
-            METHODS[run.method].title,
-            run.seed,
-            Explained(**storage.load(run.results)),
-            storage.load(run.last)["history"],
-        )
-        for run in runs
-    ]
-    data = open_data(replace(settings, seed=settings.seed), training=False)
+    data = open_data(settings, training=False)
+    entries = [_entry(run, settings, data) for run in runs]
     summary = write(folder, entries, data, settings.seed, BASELINE, _kept(settings))
     print(f"\n{table(summary)}\n\nSee {folder / 'report.html'}.")
     return summary
+
+
+def _entry(run, settings, data: Data) -> Entry:
+    """What a finished run left, as it belongs to these settings and data."""
+    last, flag = checkpoints.read_ours(run.last, "the last checkpoint"), RESULTS
+    answers = storage.load(run.results, flag)
+    identity = answers.pop("identity", {})
+    for expected in (last, {"method": run.method, "seed": run.seed, "classes": data.classes}):
+        checkpoints.check_identity(identity, expected, run.results, flag)
+    explained = Explained(**answers)
+    if run.seed == settings.seed and len(explained.labels) != len(data.test):
+        raise CheckpointError(
+            f"{flag} must be of the {len(data.test)} test images, got {run.results} of {len(explained.labels)}"
+        )
+    return Entry(run.method, METHODS[run.method].title, run.seed, explained, last["history"])
 
 
 def write(folder: Path, entries: list[Entry], data: Data, seed: int, baseline: str, settings: dict) -> dict[str, dict]:

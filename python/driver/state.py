@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import models, storage
+from . import checkpoints, models, storage
 from .ranks import Ranks
 from .settings import Settings, kept
-
-FORMAT = 1
 
 
 class Run(NamedTuple):
@@ -39,11 +37,6 @@ class Run(NamedTuple):
         return self.folder / "test.pt"
 
 
-def weights(checkpoint: dict) -> dict[str, Tensor]:
-    """The state_dict of the model that was evaluated: the averaged weights if there are any."""
-    return checkpoint["model"] if checkpoint["ema"] is None else checkpoint["ema"]
-
-
 class State:
     """The model, its averaged copy, the optimizer, the loss scaler, what was counted, and every random state.
 
@@ -51,13 +44,14 @@ class State:
         cam: GradCAM of the model. averaged: GradCAM of the averaged weights, None without --ema.
         history: a row per finished epoch. step: steps done in the epoch after them, over which `sums` and `seconds` go.
         best: best validation accuracy so far, percent.
+        identity: what says whose checkpoint it is: the format, the settings, the run, the model and its classes.
 
     Raises ValueError where the model cannot be made as the settings say.
     """
 
     def __init__(self, run: Run, settings: Settings, data, device: torch.device, ranks: Ranks):
         _seed_all(run.seed)
-        classifier = models.create(settings, len(data.classes))
+        classifier = models.create(settings, len(data.classes), data.classes)
         model = classifier.model
         if settings.sync_batchnorm:
             if device.type != "cuda":
@@ -79,8 +73,8 @@ class State:
         self.step, self.seconds, self.sums = 0, 0.0, torch.zeros(3, device=device)
         self.skipped: list[str] = []
         self._ranks, self._ema, self._teaches = ranks, settings.ema, settings.teacher
-        self._identity = {
-            "format": FORMAT,
+        self.identity = {
+            "format": checkpoints.FORMAT,
             "settings": kept(settings),
             "method": run.method,
             "seed": run.seed,
@@ -121,7 +115,7 @@ class State:
         if self._ranks.rank:
             return
         state = {
-            **self._identity,
+            **self.identity,
             "epoch": len(self.history),
             "step": self.step,
             "model": self.model.state_dict(),
@@ -137,11 +131,13 @@ class State:
             storage.save(state, path)
 
     def load(self, path: Path) -> None:
-        """Read a checkpoint back."""
-        state = storage.load(path)
-        self.model.load_state_dict(state["model"])
+        """Read a checkpoint back; raises ValueError where it is not one of this training."""
+        flag = "--resume: the last checkpoint"
+        state = checkpoints.read_ours(path, flag)
+        checkpoints.check_identity(state, self.identity, path, flag)
+        checkpoints.load_whole(self.model, state["model"], path, flag)
         if self.averaged is not None:
-            self.averaged.model.load_state_dict(state["ema"])
+            checkpoints.load_whole(self.averaged.model, state["ema"], path, flag)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history, self.best, self.step = state["history"], state["best"], state["step"]

@@ -1,10 +1,23 @@
-"""Files that are either the old ones or the new ones, never half of either."""
+"""Files that are either the old ones or the new ones, never half of either; and what is read back, safely."""
 
+import argparse
 import os
+import pickle
+import zipfile
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 
+import numpy as np
 import torch
+
+# Beside tensors, numbers, strings and containers: what the scripts of others keep their settings in.
+SAFE = [argparse.Namespace, PosixPath, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
+_scalar = np.float64(0).__reduce__()[0]
+SAFE += [type(np.dtype(np.int64)), _scalar, (_scalar, "numpy.core.multiarray.scalar")]
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or another's; the message names the flag and the file."""
 
 
 @contextmanager
@@ -25,11 +38,56 @@ def replacing(path: Path):
 
 
 def save(state: dict, path: Path) -> None:
-    """torch.save in one step."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    """torch.save in one step; raises OSError where it cannot be written."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Read what :func:`save` wrote; tensors, numbers, strings and containers only."""
-    return torch.load(path, map_location=device, weights_only=True)
+def load(path: Path | str, flag: str = "the file") -> dict:
+    """Read a checkpoint, onto the CPU, without running any code that it might hold.
+
+    Args:
+        path: what :func:`save` wrote, a .safetensors file, or a checkpoint from elsewhere.
+        flag: what the message names.
+
+    Raises:
+        CheckpointError: it is not there, truncated, no checkpoint, or needs types that could do anything.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{flag} must be a checkpoint file, got {str(path)!r}, which is not there")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):
+            raise OSError(f"{broken} has another checksum")  # which torch.load does not look at
+        with torch.serialization.safe_globals(SAFE):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        raise CheckpointError(
+            f"{flag} must be a checkpoint that holds tensors only, got {str(path)!r}: {_reason(path, error)}"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{flag} must be a checkpoint with a state_dict, got {type(state).__name__} alone in {str(path)!r}"
+        )
+    return state
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file could not be read, in a line."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"it is damaged, or no checkpoint ({str(error).strip().partition(chr(10))[0] or type(error).__name__})"
+    try:
+        with torch.serialization.safe_globals(SAFE):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        names = []
+    if not names:
+        return "it is damaged, or no checkpoint"
+    return (
+        f"it holds {', '.join(names[:3])}; if you trust it, keep its tensors alone: "
+        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+    )
