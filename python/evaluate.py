@@ -13,17 +13,16 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import torch
-from driver import checkpoints, evaluation, explainers, loading, models, report
+from driver import checkpoints, evaluation, explainers, loading, models, report, storage
 from driver.data import DATASETS, Data, open_data
 from driver.data.imagenet import CATEGORIES
 from driver.flags import documented_parser, integer
 from driver.loading import Loaded
 from driver.report import Entry
-from driver.settings import Settings, kept
+from driver.settings import Settings, default_output, kept
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,9 +42,13 @@ def evaluate(flags) -> dict[str, dict]:
     for name in flags.explainer:
         if name not in explainers.names():
             raise ValueError(f"--explainer must be one of {', '.join(explainers.names())}, got {name!r}")
-    folder = Path(flags.output or f"runs/{datetime.now():%Y%m%d-%H%M%S}-evaluation")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output must be a new or empty folder, got {folder}")
+    folder = Path(flags.output) if flags.output else storage.numbered(default_output("evaluation"))
+    with storage.claimed(folder, new=True):
+        return evaluate_into(folder, flags)
+
+
+def evaluate_into(folder: Path, flags) -> dict[str, dict]:
+    """The same, into a folder that is ours."""
     device = chosen_device(flags.device)
     data = data_for(loading.settings_of(flags.models[0]), flags)
     entries: list[Entry] = []
@@ -57,7 +60,6 @@ def evaluate(flags) -> dict[str, dict]:
         for name in flags.explainer:
             entries.append(ask(source, loaded, name, data._replace(mean=mean, std=std), flags, device))
     entries = distinguish(entries, flags)
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {**shown(flags), **({} if len(flags.models) > 1 else kept(loaded.settings))}
     summary = report.write(folder, entries, data, flags.seed, entries[0].key, settings)
     print(f"{report.table(summary)}\n\nSee {folder / 'report.html'}.")

@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped. Finished epochs are kept. To go on:\n\n    {shlex.join([sys.executable, *sys.argv])}\n")
         return 130
+    except subprocess.CalledProcessError as error:  # which has said why
+        return error.returncode
     print(write_table(chosen.output, chosen.seeds))
     return 0
 

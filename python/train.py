@@ -18,21 +18,21 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from driver import checkpoints, data, engine, ranks, report, settings
+from driver import checkpoints, data, engine, ranks, report, settings, storage
 from driver.data import CorruptImage, DataError
 from driver.divergence import Diverged
 from driver.ranks import Ranks
 from driver.settings import Settings
 from driver.state import Run
-from driver.storage import CheckpointError
+from driver.storage import FileError
 from tqdm import tqdm
 
-FORESEEN = (DataError, CorruptImage, CheckpointError, Diverged, OSError)  # what ends a training with a message
+FORESEEN = (DataError, CorruptImage, FileError, Diverged, OSError)  # what ends a training with a message
 GRACE = 5.0  # seconds, for the exception to end a rank that was told to; torchrun gives 30
 
 
@@ -45,10 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     here = ranks.join()
     chosen = None
     try:
-        with terminable(here, lambda: chosen), refusing(*FORESEEN):
-            chosen = here.share(settings.parse(arguments) if not here.rank else None)
-            if not here.rank:
-                settings.save(chosen)
+        with terminable(here, lambda: chosen), refusing(*FORESEEN), ExitStack() as held:
+            chosen = here.share(held.enter_context(claimed(settings.parse(arguments))) if not here.rank else None)
             train_all(chosen, here)
             if not here.rank:
                 report.finish(Path(chosen.output), planned_runs(chosen), chosen)
@@ -68,6 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
         _stop_rank(here, chosen, str(error).strip().partition("\n")[0])
     ranks.leave()
     return 0
+
+
+@contextmanager
+def claimed(chosen: Settings):
+    """The settings, with a run folder that is this training's alone and holds them."""
+    name = settings.default_output("compare" if chosen.compare else chosen.method)
+    with storage.claimed(Path(chosen.output) if chosen.output else storage.numbered(name), not chosen.resume) as folder:
+        chosen = replace(chosen, output=str(folder))
+        settings.save(chosen)
+        yield chosen
 
 
 def _stop_rank(here: Ranks, chosen: Settings | None, reason: str) -> NoReturn:

@@ -15,7 +15,7 @@ import yaml
 from .flags import integer, integers, number, one_of, option, word
 from .methods import METHODS
 from .presets import PRESETS, SUMMARIES, implied
-from .storage import replacing
+from .storage import check_new, replacing
 
 CONFIG = "config.yaml"
 # Flags that leave the results as they are.
@@ -31,6 +31,11 @@ SPEED = "speed"
 SCALE = "scale: start with torchrun --nproc-per-node N python/train.py ..."
 EVALUATION = "evaluation"
 RUN = "run"
+
+
+def default_output(name: str) -> str:
+    """Where what is made goes if --output does not say."""
+    return f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
 @dataclass(frozen=True)
@@ -224,15 +229,10 @@ def _fresh(given: dict) -> Settings:
     preset, config = given.pop("preset", None), given.pop("config", None)
     own = {**(_read(Path(config)) if config else {}), **given}
     preset = preset or implied(own.get("data", Settings.data))
-    settings = Settings(**{"output": _default_output(own), **PRESETS[preset], **own})
+    settings = Settings(**{**PRESETS[preset], **own})
     _check(settings)
-    folder = Path(settings.output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output must be a folder, got the file {folder}")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"--output must be a new or empty folder, got {folder}; add --resume to continue that training"
-        )
+    if settings.output:
+        check_new(Path(settings.output), "; add --resume to continue that training")
     return settings
 
 
@@ -286,11 +286,6 @@ def _value(name: str, value, config: Path):
         return kind(",".join(map(str, value)) if isinstance(value, list) else str(value))
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"{name} in {config} {error}") from None
-
-
-def _default_output(given: dict) -> str:
-    name = "compare" if given.get("compare") else given.get("method", Settings.method)
-    return f"runs/{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
 def _check(settings: Settings) -> None:

@@ -1,23 +1,93 @@
-"""Files that are either the old ones or the new ones, never half of either; and what is read back, safely."""
+"""Folders that are one process's alone; files that are the old or the new ones, never half of either; safe reading."""
 
 import argparse
+import fcntl
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path, PosixPath
 
 import numpy as np
 import torch
 
+PART = ".part"  # of a file that is being written
 # Beside tensors, numbers, strings and containers: what the scripts of others keep their settings in.
 SAFE = [argparse.Namespace, PosixPath, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
 _scalar = np.float64(0).__reduce__()[0]
 SAFE += [type(np.dtype(np.int64)), _scalar, (_scalar, "numpy.core.multiarray.scalar")]
 
 
-class CheckpointError(ValueError):
-    """A file that is no checkpoint, or another's; the message names the flag and the file."""
+LOCK = ".lock"
+
+
+class FileError(ValueError):
+    """A file or folder that is not what it must be; the message names the flag and the file."""
+
+
+class CheckpointError(FileError):
+    """A file that is no checkpoint, or another's."""
+
+
+@contextmanager
+def claimed(folder: Path, new: bool) -> Iterator[Path]:
+    """Keep a folder, made if need be, for this process alone; when it ends, however it does, others may have it.
+
+    What killed processes were writing is removed, and a new folder that nothing was put into.
+
+    Args:
+        folder: the folder.
+        new: whether it must be empty.
+
+    Raises:
+        FileError: another process has it, or it is not empty.
+    """
+    if new:
+        check_new(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: not its children's, gone when it dies
+        except (BlockingIOError, PermissionError):
+            raise FileError(f"--output must be a folder of its own, got {folder}, which a process works in") from None
+        if new:
+            check_new(folder)
+        if not os.fstat(lock.fileno()).st_nlink:
+            raise FileError(f"--output must be a folder of its own, got {folder}, which a process has removed")
+        for path in (*folder.glob(f".*{PART}"), *folder.glob(f"*/.*{PART}")):
+            path.unlink()
+        try:
+            yield folder
+        finally:
+            if new and _contents(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+def check_new(folder: Path, remedy: str = "") -> None:
+    """Raise FileError, with a remedy, unless a folder is empty or not there."""
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"--output must be a folder, got the file {folder}")
+    if folder.exists() and set(_contents(folder)) - {LOCK}:
+        raise FileError(f"--output must be a new or empty folder, got {folder}{remedy}")
+
+
+def _contents(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def numbered(name: str) -> Path:
+    """Make a folder of that name, or with the next number behind it that nobody has taken."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
 
 
 @contextmanager
@@ -29,7 +99,7 @@ def replacing(path: Path):
         ...     _ = path.write_text("whole")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield temporary
         os.replace(temporary, path)
