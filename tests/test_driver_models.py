@@ -122,6 +122,7 @@ def test_unknown_explainer_is_named():
     [
         ({"model": "resnet19"}, "--model must be small_resnet, a classifier of torchvision.*near it: .*resnet18"),
         ({"model": "timm/resnet19"}, "--model: timm has no 'resnet19'"),
+        ({"model": "timm/resnet18.unknown"}, "--model timm/resnet18.unknown cannot be made: Invalid pretrained tag"),
         ({"model": "resnet18", "target_layer": "layer9"}, "--target-layer must name a module of resnet18.*layer4"),
         ({"model": "small_resnet", "pretrained": True}, "--pretrained needs a --model that has published weights"),
         ({"model": "resnet18", "init": "nowhere.pt"}, "--init must be a checkpoint file, got 'nowhere.pt'"),
@@ -130,6 +131,31 @@ def test_unknown_explainer_is_named():
 def test_wrong_settings_are_named(flags, message):
     with pytest.raises(ValueError, match=message):
         models.create(wanted(**flags), 7)
+
+
+@pytest.mark.parametrize(
+    "name", ["small_resnet", "resnet18", "timm/efficientnet_b0", "timm/regnety_002", "timm/resnet18"]
+)
+def test_synchronised_batchnorm_computes_the_same(name):
+    """timm's holds an activation, which must stay."""
+    classifier = create(name)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = classifier.model.eval()(images)
+        model = models.synchronised(classifier.model).eval()
+        assert torch.equal(model(images), before)
+    kinds = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert kinds
+    assert all(isinstance(module, nn.SyncBatchNorm) for module in kinds)
+
+
+def test_batchnorm_that_does_more_is_not_synchronised():
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="--sync-batchnorm must have PyTorch's BatchNorm, got Scaled as 1"):
+        models.synchronised(nn.Sequential(nn.Conv2d(3, 3, 1), Scaled(3)))
 
 
 def test_target_layer_is_a_choice():

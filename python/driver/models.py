@@ -7,6 +7,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgc_kernels import GradCAM, tokens_to_map
 
@@ -236,6 +237,8 @@ def _build_timm(name: str, classes: int, pretrained: bool, image_size: int) -> n
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, img_size=image_size)
     except TypeError:  # a convolutional network, which takes images of any size
         return timm.create_model(name, pretrained=pretrained, num_classes=classes)
+    except RuntimeError as error:  # an unknown tag, or weights that are not published
+        raise ValueError(f"--model timm/{name} cannot be made: {error}") from error
 
 
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
@@ -252,6 +255,22 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
 
 def _is_torchvision_vit(model: nn.Module) -> bool:
     return type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder")
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm over all processes; raises ValueError where one does more than normalise.
+
+    timm's BatchNorm holds an activation as well, which PyTorch's own conversion would drop.
+    """
+    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and type(module) not in plain:
+            raise ValueError(f"--sync-batchnorm must have PyTorch's BatchNorm, got {type(module).__name__} as {name}")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def published_classes(name: str) -> int:

@@ -56,7 +56,7 @@ class State:
         if settings.sync_batchnorm:
             if device.type != "cuda":
                 raise ValueError("--sync-batchnorm must run on CUDA, got the CPU")
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = models.synchronised(model)
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = model.to(device)
