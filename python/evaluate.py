@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 from driver import checkpoints, evaluation, explainers, loading, models, report, storage
-from driver.data import DATASETS, Data, open_data
+from driver.data import DATASETS, Data, check_readable, open_data
 from driver.data.imagenet import CATEGORIES
-from driver.flags import documented_parser, integer
+from driver.flags import documented_parser, integer, run_script
 from driver.loading import Loaded
 from driver.report import Entry
 from driver.settings import Settings, default_output, kept
@@ -51,6 +51,9 @@ def evaluate_into(folder: Path, flags) -> dict[str, dict]:
     """The same, into a folder that is ours."""
     device = chosen_device(flags.device)
     data = data_for(loading.settings_of(flags.models[0]), flags)
+    check_readable(data)
+    for note in data.notes:
+        print(note, file=sys.stderr)
     entries: list[Entry] = []
     for source in flags.models:
         loaded = open_model(source, data, flags)
@@ -190,4 +193,4 @@ def add_model_flags(group) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from driver import report, settings, storage
-from driver.flags import integer
+from driver.flags import integer, run_script
 from driver.methods import METHODS
 from driver.state import Run
 
@@ -110,7 +110,7 @@ def write_table(output: Path, seeds: int) -> str:
     """Measure what is finished; writes and returns results.md."""
     text = "\n".join(section for name in EXPERIMENTS if (section := _section(name, output, seeds)))
     with storage.replacing(output / "results.md") as path:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return text
 
 
@@ -145,7 +145,7 @@ def _cell(column: dict, measure: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="experiments.py", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="experiments.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, metavar="FOLDER", default=Path("runs/experiments"), help="(%(default)s)")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--seeds", type=integer(1), metavar="N", default=3, help="seeds 0, 1, ... (%(default)s)")
@@ -155,4 +155,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -18,7 +18,7 @@ from driver import explainers, loading, metrics, models
 from driver.data import CorruptImage
 from driver.data.images import read_image
 from driver.evaluation import as_explainer, as_tensor
-from driver.flags import documented_parser, integer
+from driver.flags import documented_parser, integer, run_script
 from driver.loading import Loaded
 from driver.views import original_view
 from evaluate import add_model_flags, chosen_device
@@ -153,4 +153,4 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -26,6 +26,7 @@ from typing import NoReturn
 from driver import checkpoints, data, engine, ranks, report, settings, storage
 from driver.data import CorruptImage, DataError
 from driver.divergence import Diverged
+from driver.flags import run_script
 from driver.ranks import Ranks
 from driver.settings import Settings
 from driver.state import Run
@@ -148,6 +149,7 @@ def train_all(chosen: Settings, here: Ranks) -> None:
     with refusing(ValueError):
         device = here.device(chosen.device)
         opened = {chosen.seed: data.open_data(chosen)}
+        data.check_readable(opened[chosen.seed])
         steps = engine.steps_per_epoch(chosen, opened[chosen.seed])
     with tqdm(
         total=len(runs) * chosen.epochs * steps * chosen.batch_size,
@@ -183,5 +185,4 @@ def refusing(*kinds: type[Exception]):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # so that a log or a pipe shows every epoch when it ends
-    sys.exit(main())
+    run_script(main)

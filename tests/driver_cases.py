@@ -8,7 +8,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
+import train
 from driver import data, engine, settings, storage
 from driver.ranks import Ranks
 from tqdm import tqdm
@@ -139,3 +141,28 @@ def first_gradients(*flags, ranks=None) -> dict[str, torch.Tensor]:
 def no_bar():
     """A progress bar that shows nothing."""
     return tqdm(disable=True)
+
+
+# ---- Scripts in this process
+
+# Widths of a toy, images of a toy, on the CPU.
+SMALL = (
+    *("--model", "small_resnet", "--image-size", "32", "--epochs", "1", "--warmup", "0", "--batch-size", "4"),
+    *("--workers", "0", "--device", "cpu", "--no-progress"),
+)
+
+
+def run(main, *words) -> int:
+    return main([str(word) for word in words])
+
+
+def refused(capsys, main, *words) -> str:
+    """The message with which a script ends."""
+    with pytest.raises(SystemExit) as stop:
+        run(main, *words)
+    assert stop.value.code not in (0, None)
+    return f"{stop.value.code} {capsys.readouterr().err}"
+
+
+def train_on(root, output, *more) -> int:
+    return run(train.main, "--data", "folder", "--data-root", root, "--output", output, *SMALL, *more)

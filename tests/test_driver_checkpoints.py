@@ -12,33 +12,12 @@ import torch
 import train
 from driver import checkpoints, models, storage
 from driver.storage import CheckpointError
-from driver_cases import assert_same
+from driver_cases import assert_same, refused, run, train_on
 from PIL import Image
 from torch import nn
 
 from tests import datasets
 from tests.test_driver_models import create, save
-
-SMALL = (
-    *("--model", "small_resnet", "--image-size", "32", "--epochs", "1", "--warmup", "0", "--batch-size", "4"),
-    *("--workers", "0", "--device", "cpu", "--no-progress"),
-)
-
-
-def run(main, *words) -> int:
-    return main([str(word) for word in words])
-
-
-def refused(capsys, main, *words) -> str:
-    """The message with which a script ends."""
-    with pytest.raises(SystemExit) as stop:
-        run(main, *words)
-    assert stop.value.code not in (0, None)
-    return f"{stop.value.code} {capsys.readouterr().err}"
-
-
-def train_on(root, output, *more) -> int:
-    return run(train.main, "--data", "folder", "--data-root", root, "--output", output, *SMALL, *more)
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_folder_with_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("val/cat/0.png,1,2,3", "line 2: left, top, right and bottom must be numbers"),
+        ("val/cat/0.png,1,2,3", "line 2: 5 cells are expected as in the header, got 4"),
         ("val/cat/0.png,1,2,x,4", "line 2: left, top, right and bottom must be numbers"),
         ("val/cat/0.png,5,2,5,4", "line 2: left < right and top < bottom must hold"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from compare import assert_close
 from driver import engine, settings
-from driver.data import CorruptImage, open_data
+from driver.data import CorruptImage, DataError, open_data
 from driver.methods import METHODS
 from driver.ranks import Ranks
 from driver.views import Batch, Steps, TrainViews, loader
@@ -303,7 +303,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named():
     assert "image1.jpg" in batch.skipped[0]
     with pytest.raises(CorruptImage, match=r"image1\.jpg"):
         TrainViews(Photographs(), wanted(strict=True), "train").__getitems__([(0, 1)])
-    with pytest.raises(RuntimeError, match="must hold an image that can be read"):
+    with pytest.raises(DataError, match="must hold an image that can be read"):
         TrainViews(Photographs(range(4)), wanted(), "train").__getitems__([(0, 1)])
 
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 import train
 from driver import settings, storage
-from driver_cases import TINY, started, wait_until
+from driver_cases import TINY, refused, started, wait_until
 
 from tests import datasets
-from tests.test_driver_checkpoints import refused
 
 
 def claiming(wanted: settings.Settings) -> tuple[int, int]:

@@ -97,7 +97,7 @@ def check_classes(own: Sequence[str], data: Sequence[str], source: str, flag: st
         raise CheckpointError(f"{flag}{count or ' must have the classes of ' + source + ':'} {difference}")
 
 
-def first_difference(own: Sequence[str], data: Sequence[str]) -> str:
+def first_difference(own: Sequence[str], data: Sequence[str], where: str = "the model") -> str:
     """Where a model's class names differ from those of the data, in words; "" where they do not.
 
     Example:
@@ -108,7 +108,7 @@ def first_difference(own: Sequence[str], data: Sequence[str]) -> str:
     for number, (a, b) in enumerate(zip(_padded(own, length), _padded(data, length), strict=True)):
         if a != b:
             names = (f"'{name}'" if name is not None else "none" for name in (a, b))
-            return "class {} is {} in the model, {} in the data".format(number, *names)
+            return f"class {number} is {next(names)} in {where}, {next(names)} in the data"
     return ""
 
 

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cgc_kernels import GradCAM, GradCAMOutput
 
 from . import divergence, evaluation, metrics, schedules, storage
+from .data import DataError
 from .methods import METHODS
 from .ranks import Ranks
 from .settings import Settings
@@ -229,7 +230,7 @@ def train(trainer: Trainer, progress) -> None:
     else:
         trainer.save(run.best, run.last)
     if not ranks.rank:
-        for note in state.notes:
+        for note in (*data.notes, *state.notes):
             progress.write(note)
     batches = iter(trainer.batches(len(state.history) * trainer.steps + state.step))
     board = SummaryWriter(run.folder, purge_step=len(state.history) + 1) if not ranks.rank else None
@@ -295,6 +296,8 @@ def _validate(trainer: Trainer) -> dict[str, float]:
     order = torch.tensor([index for indices, _ in shares for index in indices]).argsort()
     columns = [share for _, share in shares if share]
     whole = {name: torch.cat([share[name] for share in columns])[order] for name in columns[0]}
+    if whole["corrupt"].all():
+        raise DataError(f"--data-root must hold val images that can be read, got none of {len(trainer.data.val)}")
     measured = {f"val_{name}": value for name, value in evaluation.summarise(whole).items()}
     return {**measured, "seconds": state.seconds + time.perf_counter() - began}
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cgc_kernels import CropFlip, GradCAM, gradcam
 
 from . import faithfulness, metrics
-from .data import CorruptImage, Data, Images
+from . import workers as loading
+from .data import CorruptImage, Data, DataError, Images
 from .views import generator, original_view, random_crops
 
 BATCH = 100  # images explained or measured at once; a multiple of metrics.TWIN_BATCH
@@ -96,7 +97,7 @@ def explain(
     """Predictions and heatmaps of all images; insertion and deletion of the first ``faithful`` of them.
 
     ``cam`` is put in eval mode and left there. ``seed`` and ``stream`` ("val" or "test") decide the augmented views.
-    Raises CorruptImage for an unreadable image if ``data.strict``.
+    Raises CorruptImage for an unreadable image if ``data.strict``, DataError where all are.
     """
     explainer = as_explainer(cam)
     parts, scores = [], []
@@ -115,7 +116,10 @@ def explain(
     scores = [torch.cat(values) for values in zip(*scores, strict=True)] or [nothing, nothing]
     insertion, deletion = (values.double().cpu() for values in scores)
     columns = [torch.cat(values) for values in zip(*parts, strict=True)]
-    return Explained(*columns, insertion, deletion, data.image_size)
+    explained = Explained(*columns, insertion, deletion, data.image_size)
+    if explained.corrupt.all():
+        raise DataError(f"--data-root must hold {stream} images that can be read, got none of {len(images)}")
+    return explained
 
 
 def per_image(
@@ -225,8 +229,7 @@ def batches(
     crops = evaluation_crops(len(images), data.image_size, seed, stream)
     prepared = _Prepared(images, list(indices), data.image_size, data.strict)
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    loader = DataLoader(prepared, BATCH, num_workers=workers, collate_fn=list)
-    for number, items in enumerate(loader):
+    for number, items in enumerate(loading.load(prepared, batch_size=BATCH, num_workers=workers)):
         own = torch.as_tensor(prepared.indices[number * BATCH : number * BATCH + len(items)])
         original = torch.stack([item.image for item in items])
         chosen = CropFlip(*(field[own] for field in crops))
@@ -286,7 +289,10 @@ class _Prepared(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> _Item:
+    def __getitems__(self, numbers: list[int]) -> list[_Item]:
+        return [self._item(number) for number in numbers]
+
+    def _item(self, number: int) -> _Item:
         try:
             image, label, boxes, _ = self.images[self.indices[number]]
         except CorruptImage as error:

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import field
+from typing import NoReturn
 
 
 def option(default, kind, group: str, text: str):
@@ -11,9 +13,16 @@ def option(default, kind, group: str, text: str):
     return field(default=default, metadata={"kind": kind, "group": group, "help": text})
 
 
-def documented_parser(program: str, usage: str, text: str) -> argparse.ArgumentParser:
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main and end with its status, in any terminal: what it cannot show is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a log or a pipe shows every line at once
+    sys.exit(main())
+
+
+def documented_parser(program: str, usage: str, text: str | None) -> argparse.ArgumentParser:
     """A parser whose --help shows a script's docstring: its first line before the flags, the rest behind them."""
-    first, _, rest = text.partition("\n\n")
+    first, _, rest = (text or "").partition("\n\n")  # python -OO has no docstrings
     return argparse.ArgumentParser(
         prog=program,
         usage=f"{program} {usage}",

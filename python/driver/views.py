@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from cgc_kernels import CropFlip
 
-from .data import CorruptImage
+from . import workers
+from .data import CorruptImage, DataError
 
 SCALE = (0.4, 1.0)  # area of the crops that evaluation looks at, share of the image
 RATIO = (3 / 4, 4 / 3)  # width / height
@@ -167,7 +168,7 @@ class TrainViews(Dataset):
                 if self.strict:
                     raise
                 skipped.append(str(error))
-        raise RuntimeError("the data set must hold an image that can be read, got none")
+        raise DataError("the data set must hold an image that can be read, got none")
 
     def _from_tensors(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
         view = torch.stack(images)
@@ -227,18 +228,13 @@ class Steps(Sampler[list[tuple[int, int]]]):
             yield [(done, index) for index in order[start : start + self.share]]
 
 
-def loader(views: TrainViews, steps: Steps, workers: int, pin: bool) -> DataLoader:
-    """Batches of the steps, in order, made ahead of time by `workers` processes, through all passes without a break."""
-    return DataLoader(
+def loader(views: TrainViews, steps: Steps, processes: int, pin: bool) -> Iterator[Batch]:
+    """Batches of the steps, in order, made ahead of time by other processes, through all passes without a break."""
+    return workers.load(
         views,
         batch_sampler=steps,
-        num_workers=workers,
-        collate_fn=_as_it_is,
+        num_workers=processes,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=4 if processes else None,
         generator=torch.Generator().manual_seed(views.seed),  # workers' seeds; the global state stays as it is
     )
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

@@ -1,13 +1,28 @@
 """The data sets of the paper, any folder of images, and the embedded demo, all in the form of :class:`Images`."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
+from ..checkpoints import first_difference
 from ..models import normalisation
 from . import demo
-from .images import CorruptImage, DataError, Images, Record, Sample, fraction
+from .files import CorruptImage, DataError, file_key
+from .images import Images, Record, Sample, fraction
 
-__all__ = ["DATASETS", "CorruptImage", "Data", "DataError", "Images", "Record", "Sample", "fraction", "open_data"]
+__all__ = [
+    "DATASETS",
+    "CorruptImage",
+    "Data",
+    "DataError",
+    "Images",
+    "Record",
+    "Sample",
+    "check_readable",
+    "fraction",
+    "open_data",
+]
 
 DATASETS = ("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder")
 
@@ -39,6 +54,7 @@ class Data(NamedTuple):
         mean, std: per channel, what is subtracted from and what divides the image in [0, 1]; the model decides.
         strict: whether an unreadable image is fatal.
         groups: for unrel, the ImageNet classes that stand for each class; else None.
+        notes: what a user should know: boxes that name no image, images without a box, classes without an image.
     """
 
     name: str
@@ -52,6 +68,7 @@ class Data(NamedTuple):
     std: tuple[float, float, float]
     strict: bool = False
     groups: list[list[int]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_data(settings, training: bool = True) -> Data:
@@ -76,9 +93,88 @@ def open_data(settings, training: bool = True) -> Data:
         train, unlabeled = _limit(train, settings)
     groups = _loader("unrel").groups() if settings.data == "unrel" else None
     size = demo.IMAGE_SIZE if settings.data == "demo" else settings.image_size
+    notes = tuple(_box_notes(train, val, test, settings) + _class_notes(val, test))
     return Data(
-        settings.data, test.classes, size, train, val, test, unlabeled, mean, std, bool(settings.strict), groups
+        settings.data, test.classes, size, train, val, test, unlabeled, mean, std, bool(settings.strict), groups, notes
     )
+
+
+def check_readable(data: Data) -> None:
+    """Raise DataError where not one image of a split can be read; CorruptImage for the first, if ``data.strict``."""
+    splits = {"training": data.train, "val": data.val, "test": data.test, "unlabeled": data.unlabeled}
+    for name, images in splits.items():
+        if images is not None and (problem := _first_problem(images, data.strict)):
+            raise DataError(
+                f"--data-root must hold {name} images that can be read, got none of {len(images)}: {problem}"
+            )
+
+
+def _first_problem(images: Images, strict: bool) -> str:
+    """Why the first image cannot be read, "" where any can."""
+    first = "there are none"
+    for index in range(len(images)):
+        try:
+            images[index]
+        except CorruptImage as error:
+            if strict:
+                raise
+            first = str(error) if index == 0 else first
+        else:
+            return ""
+    return first
+
+
+def _box_notes(train: Images | None, val: Images, test: Images, settings) -> list[str]:
+    """What of a file of boxes names no image, and the other way round; raises DataError where nothing fits."""
+    table = test.table
+    if table is None:
+        return []
+    splits = {"training": train, "val": val, "test": test}
+    opened = [images.table for images in splits.values() if images is not None and images.table is not None]
+    unused = [
+        (key, where)
+        for key, where in table.unused().items()
+        if all(key in other.unused() for other in opened) and not _is_there(settings.data_root, key)
+    ]
+    if not val.boxed() and not test.boxed():
+        first = f"; the first is {unused[0][1]}: {unused[0][0]!r}" if unused else ""
+        example = file_key(test.records[0].path, settings.data_root)
+        raise DataError(
+            f"--boxes: {table.path} must name images of {settings.data_root}, such as {example!r}, got none of "
+            f"val or test{first}"
+        )
+    notes = [
+        f"{table.path}: {len(images) - images.boxed()} of {len(images)} {name} images have no box"
+        for name, images in _looked_at(val, test)
+        if images.boxed() < len(images)
+    ]
+    if unused:
+        key, where = unused[0]
+        notes.append(f"{table.path}: {len(unused)} images named there are not here, the first is {where}: {key!r}")
+    return notes
+
+
+def _is_there(root: str, key) -> bool:
+    """Whether a file of boxes names an image of a split that is not opened."""
+    return isinstance(key, str) and any(Path(root, normalize(form, key)).is_file() for form in ("NFC", "NFD"))
+
+
+def _looked_at(val: Images, test: Images) -> list[tuple[str, Images]]:
+    """The splits that are measured, by name; one where the one stands for the other."""
+    return [("test", test)] if val.records == test.records else [("val", val), ("test", test)]
+
+
+def _class_notes(val: Images, test: Images) -> list[str]:
+    """The classes without an image."""
+    notes = []
+    for name, images in _looked_at(val, test):
+        present = set(images.labels.tolist())
+        absent = [own for number, own in enumerate(images.classes) if number not in present]
+        if absent and present:
+            notes.append(
+                f"{len(absent)} of {len(images.classes)} classes have no {name} image, the first is {absent[0]}"
+            )
+    return notes
 
 
 def _limit(train: Images, settings) -> tuple[Images, Images | None]:
@@ -115,8 +211,11 @@ def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
     train, val, test = (opened.get(split) for split in SPLITS[name])
     if not training:
         return None, val, test
-    if not train.classes == val.classes == test.classes:
-        raise DataError(f"--data-root must have the same classes in every split, got others in {root}")
+    for other in (val, test):
+        if difference := first_difference(train.classes, other.classes, "the training images"):
+            raise DataError(
+                f"--data-root must have the classes of training in every split, got others in {root}: {difference}"
+            )
     return train, val, test
 
 

@@ -1,31 +1,35 @@
 """CUB-200-2011 (Wah et al., 2011): 200 species of birds, one box each, 5994 training and 5794 test images."""
 
-from .images import Images, Record, folder_of, lines
+from .files import Table, box, folder_of, keyed, number, numbers
+from .images import Images, Record
 
 SPLITS = {"train": "1", "test": "0"}
+COLUMNS = {
+    "images": ("id", "path"),  # which may hold spaces
+    "classes": ("id", "name"),
+    "image_class_labels": ("id", "class"),
+    "train_test_split": ("id", "is_training"),
+    "bounding_boxes": ("id", "x", "y", "width", "height"),
+}
 
 
 def load(root: str, split: str) -> Images:
     """``split``: "train" or "test". ``root``: CUB_200_2011, or the folder above it."""
     folder = folder_of(root, ["CUB_200_2011"], "images.txt", "CUB-200-2011 (images/, images.txt, bounding_boxes.txt)")
-    table = {name: _table(folder / f"{name}.txt") for name in ("classes", "image_class_labels", "train_test_split")}
-    boxes = {key: _box(values) for key, values in _table(folder / "bounding_boxes.txt").items()}
-    # The file numbers images and classes from 1.
-    records = [
-        Record(str(folder / "images" / path), int(table["image_class_labels"][key][0]) - 1, (boxes[key],))
-        for key, (path,) in _table(folder / "images.txt").items()
-        if table["train_test_split"][key][0] == SPLITS[split]
-    ]
-    names = [name.partition(".")[2].replace("_", " ") or name for (name,) in table["classes"].values()]
+    tables = {name: keyed(folder / f"{name}.txt", names, "a table of CUB-200-2011") for name, names in COLUMNS.items()}
+    records = []
+    for key, (where, (path,)) in tables["images"].items():
+        where_split, (own,) = tables["train_test_split"].of(key, where)
+        if number(own, 0, 1, where_split) == int(SPLITS[split]):
+            records.append(Record(str(folder / "images" / path), *_annotation(tables, key, where)))
+    names = [name.partition(".")[2].replace("_", " ") or name for _, (name,) in tables["classes"].values()]
     return Images(records, names, has_boxes=True)
 
 
-def _table(path) -> dict[str, list[str]]:
-    """The rows of a text file by their first word."""
-    rows = (line.split() for line in lines(path, "a table of CUB-200-2011"))
-    return {row[0]: row[1:] for row in rows}
-
-
-def _box(values: list[str]):
-    left, top, width, height = map(float, values)
-    return left, top, left + width, top + height
+def _annotation(tables: dict[str, Table], key: str, where: str):
+    """The label, which the file counts from 1, and the boxes."""
+    where_label, (label,) = tables["image_class_labels"].of(key, where)
+    where_box, values = tables["bounding_boxes"].of(key, where)
+    left, top, width, height = numbers(values, where_box)
+    own = box((left, top, left + width, top + height), where_box)
+    return number(label, 1, len(tables["classes"]), where_label) - 1, (own,)

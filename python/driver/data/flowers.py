@@ -1,9 +1,9 @@
 """Oxford Flowers-102 (Nilsback and Zisserman, 2008): 102 species, no boxes; 1020 train, 1020 val, 6149 test images."""
 
-from scipy.io import loadmat
 from torchvision.datasets import Flowers102
 
-from .images import Images, Record, folder_of, need
+from .files import folder_of, load_mat, number
+from .images import Images, Record
 
 IDS = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), "test": ("tstid",)}
 
@@ -13,11 +13,13 @@ def load(root: str, split: str) -> Images:
     what = "Flowers-102 (jpg/, imagelabels.mat, setid.mat)"
     folder = folder_of(root, ["flowers-102"], "imagelabels.mat", what)
     # Not torchvision's class: it demands the checksums of the archives beside the images.
-    labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"].reshape(-1)
-    ids = loadmat(need(folder / "setid.mat", "the official splits"), squeeze_me=True)
-    chosen = [int(number) for name in IDS[split] for number in ids[name].reshape(-1)]
-    # Images and labels are numbered from 1.
-    records = [
-        Record(str(folder / "jpg" / f"image_{number:05d}.jpg"), int(labels[number - 1]) - 1) for number in chosen
-    ]
-    return Images(records, Flowers102.classes)
+    (labels,) = load_mat(folder / "imagelabels.mat", "the labels", "labels")
+    ids = load_mat(folder / "setid.mat", "the official splits", *IDS[split])
+    labels, classes = labels.reshape(-1), Flowers102.classes
+    records = []
+    for own in (entry for part in ids for entry in part.reshape(-1)):
+        # Images and labels are numbered from 1.
+        image = number(own, 1, len(labels), str(folder / "setid.mat"))
+        label = number(labels[image - 1], 1, len(classes), f"{folder / 'imagelabels.mat'}, image {image}") - 1
+        records.append(Record(str(folder / "jpg" / f"image_{image:05d}.jpg"), label))
+    return Images(records, classes)

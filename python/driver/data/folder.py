@@ -1,14 +1,12 @@
 """Any images in folders, one folder a class, and a CSV of boxes if there is one; unlabeled images."""
 
-import csv
-from collections import defaultdict
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-from .images import Box, DataError, Images, Record, need
+from .files import BoxTable, DataError, box, class_names, csv_rows, file_key, image_files, need
+from .images import Images, Record
 
 COLUMNS = ["path", "left", "top", "right", "bottom"]
+SPLITS = {"train": ["train"], "val": ["val", "test"], "test": ["test", "val"]}  # the first that is there
 
 
 def load(root: str, split: str, boxes: str = "") -> Images:
@@ -17,51 +15,63 @@ def load(root: str, split: str, boxes: str = "") -> Images:
     ``boxes``: a CSV file with the header path,left,top,right,bottom; path relative to ``root``; one row a box.
     """
     folder = _split_folder(Path(root), split)
-    classes, numbers = find_classes(str(folder))
-    known = read_boxes(Path(boxes), Path(root)) if boxes else {}
-    files = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    classes = known_classes(Path(root), ("train", "val", "test"))
+    table = read_boxes(Path(boxes), Path(root)) if boxes else None
+    records = [
+        Record(path, label, table.of(file_key(path, root)) if table else ())
+        for path, label in labelled_files(folder, classes)
+    ]
+    return Images(records, classes, has_boxes=bool(table), table=table, upright=True)
+
+
+def known_classes(root: Path, splits: tuple[str, ...]) -> list[str]:
+    """The classes of all splits that are there; raises :class:`DataError` where one is not among those of train."""
+    found = {split: class_names(root / split) for split in splits if (root / split).is_dir()}
+    train = found.get("train")
+    for split, names in found.items():
+        if train and (strange := [name for name in names if name not in train]):
+            raise DataError(
+                f"--data-root: {root / split / strange[0]} must be a class of {root / 'train'}, got none there"
+            )
+    return sorted(set().union(*found.values()))
+
+
+def labelled_files(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
+    """The images of a split with the numbers of their classes; raises :class:`DataError` where there are none."""
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (folder / name).is_dir()
+        for path in image_files(folder / name, folder)
+    ]
     if not files:
         raise DataError(f"--data-root must hold images in {folder}/<class>/, got none")
-    records = [Record(path, label, tuple(known.get(path, ()))) for path, label in files]
-    return Images(records, classes, has_boxes=bool(known))
+    return files
 
 
 def unlabeled(folder: str) -> Images:
     """All images under a folder, however nested, without labels."""
     if not Path(folder).is_dir():
         raise DataError(f"--unlabeled must be a folder of images, or rest, got {folder!r}")
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    files = image_files(Path(folder), Path(folder))
     if not files:
         raise DataError(f"--unlabeled must hold images, got none under {folder!r}")
-    return Images([Record(str(path), -1) for path in files], ())
+    return Images([Record(path, -1) for path in files], (), upright=True)
 
 
-def read_boxes(path: Path, root: Path) -> dict[str, list[Box]]:
+def read_boxes(path: Path, root: Path) -> BoxTable:
     """The boxes of the CSV by the image's file."""
+    what = f"a CSV file with the header {','.join(COLUMNS)}"
     if not path.is_file():
-        raise DataError(f"--boxes must be a CSV file with the header {','.join(COLUMNS)}, got {str(path)!r}")
-    boxes = defaultdict(list)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise DataError(f"--boxes: {path} must have the header {','.join(COLUMNS)}, got {reader.fieldnames}")
-        for row in reader:
-            boxes[str(root / row["path"])].append(_box(row, f"{path}, line {reader.line_num}"))
-    return boxes
-
-
-def _box(row: dict[str, str], where: str) -> Box:
-    try:
-        left, top, right, bottom = (float(row[name]) for name in COLUMNS[1:])
-    except (TypeError, ValueError):
-        raise DataError(f"--boxes: {where}: left, top, right and bottom must be numbers, got {row}") from None
-    if not (left < right and top < bottom):
-        raise DataError(f"--boxes: {where}: left < right and top < bottom must hold, got {row}")
-    return left, top, right, bottom
+        raise DataError(f"--boxes must be {what}, got {str(path)!r}")
+    table = BoxTable(path)
+    for where, row in csv_rows(path, COLUMNS, what):
+        table.add(file_key(row["path"], root), box([row[name] for name in COLUMNS[1:]], where), where)
+    return table
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    for name in {"train": ["train"], "val": ["val", "test"], "test": ["test", "val"]}[split]:
+    for name in SPLITS[split]:
         if (root / name).is_dir():
             return root / name
     return need(root / split, f"a folder of {split} images, one folder a class,")

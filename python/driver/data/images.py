@@ -1,11 +1,10 @@
 """The one form of every data set: images with a label, the boxes of the labelled object, and a path.
 
-Boxes are float32 [n, 4], (left, top, right, bottom) in pixels of the original image, right and bottom excluded: the
-box (0, 0, width, height) is the whole image. Files are opened when an image is asked for, never before.
+Boxes are float32 [n, 4], (left, top, right, bottom) in pixels of the image, right and bottom excluded: the box
+(0, 0, width, height) is the whole image. Files are opened when an image is asked for, never before.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,23 +13,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Box = tuple[float, float, float, float]
+from .files import Box, BoxTable, CorruptImage
 
-
-class DataError(ValueError):
-    """The data are not where or what they must be; the message names the flag, the place and what is expected there."""
-
-
-class CorruptImage(OSError):
-    """An image that cannot be read."""
-
-    def __init__(self, path: str, reason: object):
-        # Both as arguments, so that the error survives the way from a loader's worker.
-        super().__init__(path, str(reason))
-        self.path, self.reason = path, str(reason)
-
-    def __str__(self) -> str:
-        return f"cannot read the image {self.path}: {self.reason}"
+ORIENTATION = 0x0112  # the EXIF tag
+# What brings an image of each orientation upright, in this order: axes swapped, then mirrored across, then down.
+TURNS = {
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
 
 
 class Sample(NamedTuple):
@@ -65,6 +60,8 @@ class Images(Dataset):
         classes: the names of the classes.
         labels: int64 [N], -1 where there is none.
         has_boxes: whether boxes are known.
+        table: the file that the boxes are from, where not every image need have one.
+        upright: whether the orientation in the file is followed, boxes included, which are those of the stored pixels.
 
     Example:
         >>> images = Images([Record("cat.png", 0), Record("dog.png", 1)], ["cat", "dog"])
@@ -72,17 +69,25 @@ class Images(Dataset):
         (tensor([0, 1]), 1)
     """
 
-    def __init__(self, records: Sequence[Record], classes: Sequence[str], has_boxes: bool = False):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        classes: Sequence[str],
+        has_boxes: bool = False,
+        *,
+        table: BoxTable | None = None,
+        upright: bool = False,
+    ):
         self.records = list(records)
         self.classes = tuple(classes)
-        self.has_boxes = has_boxes
+        self.has_boxes, self.table, self.upright = has_boxes, table, upright
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
         path, label, boxes = self.records[index]
-        image = read_image(path)
+        image, boxes = read_boxed(path, boxes, self.upright)
         return Sample(image, label, as_boxes(boxes), path)
 
     @property
@@ -90,21 +95,60 @@ class Images(Dataset):
         """int64 [N]."""
         return torch.tensor([record.label for record in self.records], dtype=torch.int64)
 
+    def boxed(self) -> int:
+        """How many images have a box."""
+        return sum(bool(record.boxes) for record in self.records)
+
     def subset(self, indices: Sequence[int], labelled: bool = True) -> "Images":
         """The images of these indices, in that order, of the same kind; all labels -1 unless ``labelled``."""
         records = [self.records[index] for index in indices]
         if not labelled:
             records = [record._replace(label=-1) for record in records]
-        return type(self)(records, self.classes, self.has_boxes)
+        return Images(records, self.classes, self.has_boxes, table=self.table, upright=self.upright)
 
 
 def read_image(path: str) -> Image.Image:
-    """The whole image as RGB; raises :class:`CorruptImage`."""
+    """The whole image as RGB, upright; raises :class:`CorruptImage`."""
+    return read_boxed(path, (), upright=True)[0]
+
+
+def read_boxed(path: str, boxes: Sequence[Box], upright: bool) -> tuple[Image.Image, list[Box]]:
+    """The whole image as RGB, and boxes of its stored pixels, turned with it if it is to be ``upright``.
+
+    Raises:
+        CorruptImage: it cannot be read, or its pixels have a range that is not known.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            turn = TURNS.get(image.getexif().get(ORIENTATION)) if upright else None
+            rgb = _eight_bits(image).convert("RGB")
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
-        raise CorruptImage(path, error) from error
+        raise CorruptImage(path, str(error)) from error
+    return _turned(rgb, boxes, *turn) if turn else (rgb, list(boxes))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 8 bits a channel, where Pillow would cut larger values off; raises ValueError for unknown ranges."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = image.tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16
+        return Image.fromarray((np.asarray(image) * (255.0 / (2**bits - 1))).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, whose range is unknown: convert it to 8 or 16 bits")
+    return image
+
+
+def _turned(image: Image.Image, boxes: Sequence[Box], swapped: bool, across: bool, down: bool):
+    if swapped:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+        boxes = [(top, left, bottom, right) for left, top, right, bottom in boxes]
+    width, height = image.size
+    if across:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        boxes = [(width - right, top, width - left, bottom) for left, top, right, bottom in boxes]
+    if down:
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        boxes = [(left, height - bottom, right, height - top) for left, top, right, bottom in boxes]
+    return image, list(boxes)
 
 
 def as_boxes(boxes: Sequence[Box]) -> Tensor:
@@ -127,24 +171,3 @@ def fraction(images: Images, share: float, seed: int) -> list[int]:
         own = np.flatnonzero(labels == label)
         chosen.extend(rng.permutation(own)[: max(1, round(share * len(own)))])
     return sorted(int(index) for index in chosen)
-
-
-def folder_of(root: str, names: Sequence[str], marker: str, what: str) -> Path:
-    """The folder that holds ``marker``: the root itself or one of ``names`` in it; raises :class:`DataError`."""
-    for folder in (Path(root), *(Path(root, name) for name in names)):
-        if Path(folder, marker).exists():
-            return folder
-    inside = " or ".join(dict.fromkeys([str(Path(root)), *(str(Path(root, name)) for name in names)]))
-    raise DataError(f"--data-root must be the folder of {what}, got {root!r}: no {marker} in {inside}")
-
-
-def need(path: Path, what: str) -> Path:
-    """The path, if it is there; raises :class:`DataError` saying ``what`` is expected."""
-    if not path.exists():
-        raise DataError(f"--data-root lacks {path}: {what} is expected there")
-    return path
-
-
-def lines(path: Path, what: str) -> list[str]:
-    """The non-empty lines of a text file; raises :class:`DataError` where it is missing."""
-    return [line for line in need(path, what).read_text(encoding="utf-8").splitlines() if line.strip()]

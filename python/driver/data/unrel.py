@@ -7,10 +7,9 @@ the paper's. A sample is an image and one of its categories that have a mapping,
 
 from collections import defaultdict
 
-from scipy.io import loadmat
-
+from .files import Box, DataError, box, folder_of, load_mat, numbers
 from .imagenet import CATEGORIES
-from .images import Box, DataError, Images, Record, folder_of
+from .images import Images, Record
 
 # Ranges are first and last ImageNet name, in ImageNet's order.
 MAPPING: dict[str, tuple[str | tuple[str, str], ...]] = {
@@ -86,16 +85,19 @@ MAPPING: dict[str, tuple[str | tuple[str, str], ...]] = {
 def load(root: str) -> Images:
     """``root``: the folder of images/ and annotations.mat, or the one above it. Classes: the categories of MAPPING."""
     folder = folder_of(root, ["UnRel", "unrel", "unrel-dataset"], "annotations.mat", "UnRel (images/, annotations.mat)")
-    contents = loadmat(folder / "annotations.mat", simplify_cells=True)
-    if "annotations" not in contents:
-        raise DataError(f"--data-root: {folder / 'annotations.mat'} must hold the variable annotations")
-    numbers = {category: number for number, category in enumerate(MAPPING)}
+    source = folder / "annotations.mat"
+    (entries,) = load_mat(source, "the annotations", "annotations", simplify_cells=True)
+    labels = {category: number for number, category in enumerate(MAPPING)}
     records = []
-    for entry in _each(contents["annotations"]):
-        path = str(folder / "images" / entry["filename"])
-        for category, boxes in sorted(_objects(entry).items()):
-            if category in numbers:
-                records.append(Record(path, numbers[category], tuple(boxes)))
+    for position, entry in enumerate(_each(entries), 1):
+        where = f"{source}, picture {position}"
+        try:
+            path, objects = str(folder / "images" / entry["filename"]), _objects(entry, where)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{where}: filename, objects with category and box are expected: {error!r}") from error
+        for category, boxes in sorted(objects.items()):
+            if category in labels:
+                records.append(Record(path, labels[category], tuple(boxes)))
     return Images(records, tuple(MAPPING), has_boxes=True)
 
 
@@ -116,16 +118,16 @@ def groups() -> list[list[int]]:
     return found
 
 
-def _objects(entry: dict) -> dict[str, list[Box]]:
+def _objects(entry: dict, where: str) -> dict[str, list[Box]]:
     """The boxes of an image by category: of its objects and of its relations' two sides, each once."""
     found = defaultdict(dict)
     relations = _each(entry.get("relationships", ()))
     pairs = [(item["category"], item["box"]) for item in _each(entry.get("objects", ()))]
     pairs += [(relation[side], relation[f"{side}_box"]) for relation in relations for side in ("sub", "obj")]
-    for category, box in pairs:
-        left, top, right, bottom = map(float, box)
+    for category, corners in pairs:
+        left, top, right, bottom = numbers(corners, where)
         # The file counts pixels from 1 and includes the last one.
-        found[str(category).replace("_", " ")][left - 1, top - 1, right, bottom] = True
+        found[str(category).replace("_", " ")][box((left - 1, top - 1, right, bottom), where)] = True
     return {category: list(boxes) for category, boxes in found.items()}
 
 
