@@ -93,10 +93,9 @@ def open_data(settings, training: bool = True) -> Data:
         train, unlabeled = _limit(train, settings)
     groups = _loader("unrel").groups() if settings.data == "unrel" else None
     size = demo.IMAGE_SIZE if settings.data == "demo" else settings.image_size
-    notes = tuple(_box_notes(train, val, test, settings) + _class_notes(val, test))
-    return Data(
-        settings.data, test.classes, size, train, val, test, unlabeled, mean, std, bool(settings.strict), groups, notes
-    )
+    notes = tuple(_box_notes(train, val, test, settings) + ([] if groups else _class_notes(val, test)))
+    strict = bool(settings.strict)
+    return Data(settings.data, test.classes, size, train, val, test, unlabeled, mean, std, strict, groups, notes)
 
 
 def check_readable(data: Data) -> None:
@@ -128,7 +127,7 @@ def _box_notes(train: Images | None, val: Images, test: Images, settings) -> lis
     """What of a file of boxes names no image, and the other way round; raises DataError where nothing fits."""
     table = test.table
     if table is None:
-        return []
+        return [f"{settings.data_root}: no boxes are there, nor --boxes"] if settings.data == "imagenet" else []
     splits = {"training": train, "val": val, "test": test}
     opened = [images.table for images in splits.values() if images is not None and images.table is not None]
     unused = [
@@ -154,9 +153,9 @@ def _box_notes(train: Images | None, val: Images, test: Images, settings) -> lis
     return notes
 
 
-def _is_there(root: str, key) -> bool:
+def _is_there(root: str, key: str) -> bool:
     """Whether a file of boxes names an image of a split that is not opened."""
-    return isinstance(key, str) and any(Path(root, normalize(form, key)).is_file() for form in ("NFC", "NFD"))
+    return any(Path(root, normalize(form, key)).is_file() for form in ("NFC", "NFD"))
 
 
 def _looked_at(val: Images, test: Images) -> list[tuple[str, Images]]:

@@ -151,27 +151,27 @@ class BoxTable:
 
     Attributes:
         path: the file or the folder.
-        boxes: by key, the boxes.
+        boxes: by key, the boxes, as they were added.
         where: by key, the first line.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.boxes: dict[object, list[Box]] = {}
-        self.where: dict[object, str] = {}
-        self.used: set = set()
+        self.boxes: dict[str, list] = {}
+        self.where: dict[str, str] = {}
+        self.used: set[str] = set()
 
-    def add(self, key, own: Box, where: str) -> None:
+    def add(self, key: str, own, where: str) -> None:
         """One more box of an image."""
         self.boxes.setdefault(key, []).append(own)
         self.where.setdefault(key, where)
 
-    def of(self, key) -> tuple[Box, ...]:
+    def of(self, key: str) -> tuple:
         """The boxes of an image."""
         self.used.add(key)
         return tuple(self.boxes.get(key, ()))
 
-    def unused(self) -> dict[object, str]:
+    def unused(self) -> dict[str, str]:
         """The keys that nobody asked for, and where they are."""
         return {key: where for key, where in self.where.items() if key not in self.used}
 

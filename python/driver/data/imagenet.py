@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from torchvision.models import ResNet18_Weights
 
-from .files import BoxTable, CorruptImage, DataError, box, csv_rows, folder_of, numbers, own_images, read_text
+from .files import Box, BoxTable, CorruptImage, DataError, box, csv_rows, folder_of, numbers, own_images, read_text
 from .folder import known_classes, labelled_files
 from .images import Images, Record, Sample, as_boxes, read_boxed
 
@@ -45,7 +45,7 @@ def load(root: str, split: str, boxes: str = "") -> Images:
         records = [Record(*file) for file in files]
         table = BoxTable(source)
         return AnnotatedImages(records, classes, True, table=table, wnids=wnids, annotations=annotations)
-    records = [Record(path, label, table.of((Path(path).stem, wnids[label]))) for path, label in files]
+    records = [Record(path, label, _boxes_of(table, Path(path).stem, wnids[label])) for path, label in files]
     return Images(records, classes, has_boxes=True, table=table)
 
 
@@ -99,7 +99,7 @@ def read_xml(path: str, wnid: str, image_size: tuple[int, int]) -> list[tuple[fl
 def read_csv(path: Path) -> tuple[BoxTable, dict[str, tuple[str, str]]]:
     """Kaggle's ``ImageId,PredictionString``, the string being ``wnid x1 y1 x2 y2`` repeated.
 
-    Returns the boxes by (ImageId, wnid), and by ImageId the line and the wnid of the first box, which is the label.
+    Returns by ImageId the boxes, each with its wnid, and the line and the wnid of the first box, which is the label.
     """
     table, labels = BoxTable(path), {}
     for where, row in csv_rows(path, ("ImageId", "PredictionString"), "LOC_val_solution.csv"):
@@ -109,8 +109,13 @@ def read_csv(path: Path) -> tuple[BoxTable, dict[str, tuple[str, str]]]:
         labels[row["ImageId"]] = where, words[0]
         for start in range(0, len(words), 5):
             wnid, *corners = words[start : start + 5]
-            table.add((row["ImageId"], wnid), box(corners, where, thin=True), where)
+            table.add(row["ImageId"], (wnid, box(corners, where, thin=True)), where)
     return table, labels
+
+
+def _boxes_of(table: BoxTable, stem: str, wnid: str) -> tuple[Box, ...]:
+    """The boxes of an image's labelled class."""
+    return tuple(own for name, own in table.of(stem) if name == wnid)
 
 
 def _label(path: str, labels: dict[str, tuple[str, str]], wnids: list[str], source: Path) -> int:
