@@ -80,7 +80,7 @@ def looks(explained: list[Explained], data: Data, seed: int, most: int = GALLERY
     for index in chosen:
         (batch,) = evaluation.batches(data.test, [index], plain, seed=seed, stream="test")
         views = [
-            [metrics.fine(maps[[index]], data.image_size)[0] for maps in own]
+            [metrics.fine(maps[[index]], data.image_size)[0].nan_to_num(0, 0, 0) for maps in own]  # of a diverged model
             for own in ([one.heatmaps for one in explained], [one.aug_heatmaps for one in explained])
         ]
         found.append(Look(index, batch.original[0], batch.augmented[0].clamp(0, 1), batch.boxes, *views))
