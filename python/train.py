@@ -4,6 +4,7 @@
     python python/train.py --method baseline   the same views and cross-entropy, nothing else
     python python/train.py --compare           baseline, CGC, CGC with consistency: a table and pictures
     python python/train.py --data cub --data-root CUB_200_2011
+    python python/train.py --data folder --data-root D --check      what would be trained, and what is wrong with D
     torchrun --nproc-per-node 8 python/train.py --preset imagenet --data-root ILSVRC --amp bf16 --compile
     python python/train.py --help              every flag
 
@@ -23,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from driver import checkpoints, data, engine, ranks, report, settings, storage
+from driver import check, checkpoints, data, engine, ranks, report, settings, storage
 from driver.data import CorruptImage, DataError
 from driver.divergence import Diverged
 from driver.flags import run_script
@@ -47,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = None
     try:
         with terminable(here, lambda: chosen), refusing(*FORESEEN), ExitStack() as held:
-            chosen = here.share(held.enter_context(claimed(settings.parse(arguments))) if not here.rank else None)
+            wanted = here.share(settings.parse(arguments) if not here.rank else None)
+            if wanted.check:
+                return check_all(wanted, here)
+            chosen = here.share(held.enter_context(claimed(wanted)) if not here.rank else None)
             train_all(chosen, here)
             if not here.rank:
                 report.finish(Path(chosen.output), planned_runs(chosen), chosen)
@@ -141,6 +145,14 @@ def planned_runs(chosen: Settings) -> list[Run]:
     return [
         Run(method, seed, folder / f"{method}-seed{seed}") for seed in chosen.all_seeds for method in chosen.methods
     ]
+
+
+def check_all(chosen: Settings, here: Ranks) -> int:
+    """Train nothing; returns 1 if something is wrong with the data."""
+    with refusing(ValueError):
+        if here.world > 1:
+            raise ValueError("--check must run in one process, got several")
+        return check.check(chosen, here.device(chosen.device), here)
 
 
 def train_all(chosen: Settings, here: Ranks) -> None:

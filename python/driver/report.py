@@ -165,7 +165,8 @@ def _cell(column: dict, name: str) -> str:
 
 
 def _kept(settings) -> dict:
-    return {name: value for name, value in asdict(settings).items() if name not in ("output", "resume", "progress")}
+    left_out = ("output", "resume", "check", "progress")
+    return {name: value for name, value in asdict(settings).items() if name not in left_out}
 
 
 def _mean_classes(seeds: list[list[dict]], classes) -> list[dict]:

@@ -19,7 +19,7 @@ from .storage import check_new, replacing
 
 CONFIG = "config.yaml"
 # Flags that leave the results as they are.
-FREE_ON_RESUME = {"output", "resume", "device", "progress", "workers", "checkpoint_every"}
+FREE_ON_RESUME = {"output", "resume", "check", "device", "progress", "workers", "checkpoint_every"}
 
 WHAT = "what to train"
 REPETITION = "repetition"
@@ -169,6 +169,12 @@ class Settings:
         "continue the training in --output after its last checkpoint, with its settings; what is finished is not "
         "trained again; a comparison may be given more --seeds",
     )
+    check: bool = option(
+        False,
+        bool,
+        RUN,
+        "train nothing: read every image and box once, print what is wrong, the classes, the layer, a step's cost",
+    )
     device: str = option("auto", one_of("auto", "cpu", "cuda"), RUN, "auto takes CUDA if present")
     progress: bool = option(True, bool, RUN, "progress bar")
 
@@ -272,7 +278,7 @@ def _read(config: Path) -> dict:
 
 
 def _value(name: str, value, config: Path):
-    if name not in FIELDS or name in ("output", "resume"):
+    if name not in FIELDS or name in ("output", "resume", "check"):
         near = difflib.get_close_matches(name, FIELDS, n=3)
         raise ValueError(
             f"{config} must hold settings only, got {name!r}" + (f"; near it: {', '.join(near)}" * bool(near))
@@ -364,7 +370,7 @@ def _add(group, name: str, field) -> None:
     text = text.replace("%", "%%") + ("" if field.default in ("", ()) else f" (default: {_shown(field.default)})")
     if kind is not bool:
         group.add_argument(_flag(name), type=kind, metavar=kind.metavar, help=text)
-    elif name in ("compare", "resume"):
+    elif name in ("compare", "resume", "check"):
         group.add_argument(_flag(name), action="store_true", help=text)
     else:
         group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
