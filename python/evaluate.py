@@ -96,8 +96,10 @@ def open_model(source: str, data: Data, flags) -> Loaded:
         raise ValueError(
             f"--data unrel needs a classifier of the {len(wanted)} classes of ImageNet, got one of {loaded.outputs}"
         )
-    known = loaded.classes or (wanted if loaded.outputs == len(wanted) else map(str, range(loaded.outputs)))
-    checkpoints.check_classes(tuple(known), wanted, source, f"--data {data.name}")
+    if loaded.classes:
+        checkpoints.check_classes(loaded.classes, wanted, source, f"--data {data.name}")
+    elif loaded.outputs != len(wanted):
+        raise ValueError(f"--data {data.name} has {len(wanted)} classes, got {source} with {loaded.outputs}")
     if not data.groups:
         return loaded
     model = models.GroupedClasses(loaded.classifier.model, data.groups, len(wanted)).eval()

@@ -12,7 +12,7 @@ import torch
 import train
 from driver import checkpoints, models, storage
 from driver.storage import CheckpointError
-from driver_cases import assert_same, refused, run, train_on
+from driver_cases import TINY, assert_same, refused, run, train_on
 from PIL import Image
 from torch import nn
 
@@ -194,7 +194,7 @@ def test_damaged_files_are_named(copied, name, damage, capsys):
         assert str(path) in refused(capsys, train.main, "--resume", "--output", unfinished(folder))
         assert str(path) in refused(capsys, evaluate.main, folder, "--output", folder / "out")
         assert str(path) in refused(capsys, explain.main, "a.jpg", "--checkpoint", folder)
-        assert str(path) in refused(capsys, train.main, "--init", path, "--output", folder / "new")
+        assert str(path) in refused(capsys, train.main, "--init", path, "--output", folder / "new", *TINY)
 
 
 @pytest.mark.parametrize(

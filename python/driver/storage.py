@@ -13,14 +13,12 @@ from pathlib import Path, PosixPath
 import numpy as np
 import torch
 
+LOCK = ".lock"
 PART = ".part"  # of a file that is being written
 # Beside tensors, numbers, strings and containers: what the scripts of others keep their settings in.
-SAFE = [argparse.Namespace, PosixPath, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
-_scalar = np.float64(0).__reduce__()[0]
-SAFE += [type(np.dtype(np.int64)), _scalar, (_scalar, "numpy.core.multiarray.scalar")]
-
-
-LOCK = ".lock"
+_SCALAR = np.float64(0).__reduce__()[0]  # how NumPy's numbers are made, under its name of now and of before
+SAFE = [argparse.Namespace, PosixPath, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]
+SAFE += [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
 
 
 class FileError(ValueError):
