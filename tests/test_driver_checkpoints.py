@@ -311,6 +311,15 @@ def test_another_checkpoint_has_the_classes_of_its_head(tmp_path, capsys):
     assert "number below 7, got '7'" in refused(capsys, explain.main, *flags, "--class", "7")
 
 
+def test_another_checkpoint_may_lack_counters(tmp_path):
+    """As those of PyTorch 0.4, and averaged ones of parameters and statistics alone."""
+    state = {name: value for name, value in SOURCE.items() if value.is_floating_point()}
+    assert len(state) < len(SOURCE)
+    datasets.save_image(tmp_path / "a.png", 1)
+    flags = ["--model", "small_resnet", "--image-size", "64", "--output", tmp_path / "out", "--device", "cpu"]
+    assert run(explain.main, tmp_path / "a.png", "--checkpoint", save(tmp_path, state), *flags) == 0
+
+
 @pytest.mark.parametrize("gone", ["head.", "stages.0."])
 def test_another_checkpoint_must_be_whole_to_be_asked(gone, tmp_path, capsys):
     """A head, or anything else, that was left as initialised would be explained like one that was trained."""

@@ -142,7 +142,8 @@ def fit(state: dict, model: nn.Module, path: Path | str, flag: str) -> Fitting:
     Of all dictionaries of tensors in it, and of all prefixes of their names (``module.``, ``backbone.``,
     ``encoder_q.``), those are taken by which most of the model's tensors fit, averaged weights first where as many do.
     """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state_dict = model.state_dict()
+    own = {name: tuple(value.shape) for name, value in state_dict.items()}
     found = list(_collections(state))
     if not found:
         raise CheckpointError(f"{flag} must be a checkpoint with a state_dict, got none in {str(path)!r}")
@@ -159,7 +160,8 @@ def fit(state: dict, model: nn.Module, path: Path | str, flag: str) -> Fitting:
             for name, value in named.items()
             if name in own and name not in weights
         ],
-        "left as initialised": [name for name in own if name not in named],
+        # Counters and indices, which old and averaged checkpoints lack, are right as they are.
+        "left as initialised": [n for n, v in state_dict.items() if n not in named and v.is_floating_point()],
         "not in the model": [name for name in named if name not in own],
     }
     shapes = {name: tuple(value.shape) for name, value in named.items() if name in own}
