@@ -39,6 +39,8 @@ def _resample(resample, group, even, *args):
 # Collectives whose sizes are data have no place in a graph.
 @torch.compiler.disable(reason="group= communicates in eager mode")
 def _eager(loss, *args):
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("a loss with group= must be differentiated by torch.autograd, got a transform of torch.func")
     for value in args:
         if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
             raise RuntimeError("a loss with group= must be differentiated in reverse mode, got a forward-mode tangent")

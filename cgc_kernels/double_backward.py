@@ -18,32 +18,36 @@ def refused(grads, others):
     return tuple(None if grad is None else _Refuse.apply(grad, *others) for grad in grads)
 
 
-class DifferentiableOnce(torch.autograd.Function):
-    """Identity whose gradient refuses to be differentiated."""
+class _Identity(torch.autograd.Function):
+    """Its first argument, unchanged, in every mode of differentiation; torch.func needs a context set up apart."""
 
     @staticmethod
-    def forward(ctx, tensor):
+    def forward(tensor, *others):
         return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def jvp(ctx, tangent, *others):
+        return tangent.view_as(tangent)
+
+
+class DifferentiableOnce(_Identity):
+    """Identity whose gradient refuses to be differentiated."""
 
     @staticmethod
     def backward(ctx, grad):
         return _Refuse.apply(grad)
 
 
-class _Refuse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, grad, *others):
-        return grad.view_as(grad)
-
+class _Refuse(_Identity):
     backward = staticmethod(refuse)
 
 
-class DependingOn(torch.autograd.Function):
+class DependingOn(_Identity):
     """`tensor`, unchanged, whose later use also counts as a use of `other`; first-order gradients are not affected."""
-
-    @staticmethod
-    def forward(ctx, tensor, other):
-        return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx, grad):

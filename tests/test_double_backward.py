@@ -173,3 +173,21 @@ def test_forward_mode_is_refused(backend):
         dual = forward_ad.make_dual(features, torch.ones_like(features))
         with pytest.raises(RuntimeError, match="reverse mode"):
             cgc_loss((dual, gradients), case.views[2:], case.transform, backend=backend, **case.settings)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("objective", ["released", "mse"])
+def test_torch_func_by_the_backends_that_the_errors_name(objective):
+    first, second = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    tangent, crop = torch.rand_like(first), CropFlip.identity(3, 8)
+
+    def loss(backend):
+        return lambda maps: heatmap_loss(maps, second, crop, image_size=8, objective=objective, backend=backend)
+
+    leaf = first.clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss("torch")(leaf), leaf)
+    with pytest.raises(RuntimeError, match="forward-mode tangent; use backend='reference'"):
+        torch.func.jvp(loss("auto"), (first,), (tangent,))
+    assert_close(torch.func.jvp(loss("reference"), (first,), (tangent,))[1], (want * tangent).sum(), 1e-10)
+    for backend in ("torch", "reference"):
+        assert_close(torch.func.grad(loss(backend))(first), want, 1e-10)

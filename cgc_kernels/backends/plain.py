@@ -14,9 +14,13 @@ class _Damp(torch.autograd.Function):
     """Identity whose gradient is multiplied by `scale`, broadcast over the trailing dimensions."""
 
     @staticmethod
-    def forward(ctx, heatmaps, scale):
-        ctx.save_for_backward(scale)
+    def forward(heatmaps, scale):
         return heatmaps.view_as(heatmaps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx, grad):
@@ -24,12 +28,22 @@ class _Damp(torch.autograd.Function):
         return grad * scale[:, None, None], None
 
 
+class _DampBothModes(_Damp):
+    """In forward mode too, which Dynamo does not trace."""
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        (scale,) = ctx.saved_tensors
+        return tangent * scale[:, None, None]
+
+
 def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> torch.Tensor:
     """`heatmaps` [B, H, W], unchanged; the gradient of those whose fine sum s [B] is below s_min = 1e-3 is multiplied
     by (s + eps) / s_min, which bounds what would otherwise grow like 1 / s (docs/mathematics.md)."""
     sums = sums.detach()
     scale = torch.where(sums < NEAR_DEAD_SUM, (sums + eps) / NEAR_DEAD_SUM, torch.ones_like(sums))
-    return _Damp.apply(heatmaps, scale.to(heatmaps.dtype))
+    damp = _Damp if torch.compiler.is_compiling() else _DampBothModes
+    return damp.apply(heatmaps, scale.to(heatmaps.dtype))
 
 
 def plain_backend(name: str, *stages: Callable) -> Backend:

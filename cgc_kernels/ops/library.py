@@ -80,7 +80,7 @@ def _function(operator, eager: type[torch.autograd.Function], stage: Stage) -> C
         if torch.compiler.is_compiling():
             return _first(operator(*inputs), stage)
         if torch._C._are_functorch_transforms_active():
-            _refuse_tangents(inputs)
+            _refuse_transforms(inputs)
             return _first(operator(*inputs), stage)
         return eager.apply(*inputs)
 
@@ -156,11 +156,21 @@ _TANGENT = (
 )
 
 
-def _refuse_tangents(inputs) -> None:
-    """Operators, which have no formula for tensors with a forward-mode tangent, would drop it silently."""
+_TRANSFORM = (
+    "the fused kernels must be differentiated by torch.autograd (backward, autograd.grad), got a transform of "
+    "torch.func (grad, vjp, jacrev); use backend='torch' or backend='reference'"
+)
+
+
+def _refuse_transforms(inputs) -> None:
+    """Operators have no formula for a forward-mode tangent, which they would drop silently, nor for torch.func.grad."""
     for value in inputs:
-        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+        if not isinstance(value, torch.Tensor):
+            continue
+        if forward_ad.unpack_dual(value).tangent is not None:
             raise RuntimeError(_TANGENT)
+        if torch._C._functorch.is_gradtrackingtensor(value):
+            raise RuntimeError(_TRANSFORM)
 
 
 def _load(name: str) -> str | None:

@@ -15,20 +15,24 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torc
     """
     if weighting == "gradcam" and gradients.dim() == 4:
         gradients = gradients.mean(dim=(2, 3), dtype=accumulation_dtype(features))
-    return _Cam.apply(features, gradients)
+    function = _Cam if torch.compiler.is_compiling() else _CamInReverse
+    return function.apply(features, gradients)
 
 
 class _Cam(torch.autograd.Function):
     """ReLU(sum_c G_c * A_c) for G [B, C, H, W] or [B, C]; the backward writes each gradient once."""
 
     @staticmethod
-    def forward(ctx, features, gradients):
+    def forward(features, gradients):
         dtype = accumulation_dtype(features)
         heatmaps = features.new_empty((features.shape[0], *features.shape[2:]), dtype=dtype)
         for part in _chunks(features):
             heatmaps[part] = (features[part].to(dtype) * _over_space(gradients[part], dtype)).sum(dim=1).relu_()
-        ctx.save_for_backward(features, gradients, heatmaps)
         return heatmaps
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output)
 
     @staticmethod
     def backward(ctx, grad):
@@ -44,6 +48,17 @@ class _Cam(torch.autograd.Function):
                 product = features[part].to(grad.dtype) * grad[part]
                 grad_gradients[part] = product.sum(dim=(2, 3)) if gradients.dim() == 2 else product
         return grad_features, grad_gradients
+
+
+class _CamInReverse(_Cam):
+    """Refuses forward mode by name; Dynamo does not trace functions that have one."""
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError(
+            "backend='torch' must be differentiated in reverse mode, got a forward-mode tangent; "
+            "use backend='reference'"
+        )
 
 
 def _over_space(gradients: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
