@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .pooled_head import TailModule, find_tail, module_kind
+from .module_facts import own_hooks
+from .pooled_head import Head, find_head
 from .trees import from_iterables
 from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 
@@ -81,9 +82,9 @@ class GradCAM(nn.Module):
     - closed form, when what follows the target layer is exactly an average pool to 1x1, flatten, Identity or
       Dropout(p=0), one ``nn.Linear``, and nothing else reads the layer's output. Then the gradient is constant over
       space and equals ``weight[target] / (H * W)``: returned pooled, [B, C], in the dtype of the weight (float32 under
-      autocast), attached to the weight by indexing. No second backward. Recognised by symbolic tracing at construction.
-      Hooks put on the pool, dropout or linear module later, or on the target layer, are noticed (in eager mode); later
-      hooks on other modules, or a changed ``forward``, are not: build a new GradCAM then.
+      autocast), attached to the weight by indexing. No second backward. Recognised at construction by reading the
+      source of the ``forward`` methods; nothing of the model is run. Hooks, modules, attributes and ``forward`` methods
+      that change later are noticed in eager mode; a compiled graph keeps what held when it was compiled.
     - ``torch.autograd.grad`` otherwise, [B, C, H, W], with ``create_graph`` where grad mode is enabled. Training on it
       takes a double backward, which fused attention kernels lack (use
       ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``); under ``torch.compile`` this path runs eagerly, outside
@@ -134,8 +135,8 @@ class GradCAM(nn.Module):
         self.target_layer = _layer_name(model, target_layer)
         self.reshape = reshape
         self._requested = closed_form
-        self._tail, self._reason = self._find_tail()
-        if closed_form is True and not self._tail:
+        self._head, self._reason = self._find_head()
+        if closed_form is True and self._head is None:
             raise RuntimeError(f"closed_form must not be True for this model: {self._reason}")
         self._capture = _Capture()
         self._attach()
@@ -147,16 +148,15 @@ class GradCAM(nn.Module):
     @property
     def closed_form(self) -> bool:
         """Whether the gradients come in closed form."""
-        return bool(self._tail) and not self._obstacle()
+        return self._head is not None and not self._obstacle()
 
     @property
     def gradient_path(self) -> str:
         """Which of the two paths the gradients take, and why, in words."""
-        reason = self._obstacle() if self._tail else self._reason
+        reason = self._reason if self._head is None else self._obstacle()
         if reason:
             return f"autograd: {reason}"
-        head = self._tail[-1].name
-        return f"closed form: {self._reason}; gradients = {head}.weight[target] / (H * W)"
+        return f"closed form: {self._head.steps}; gradients = {self._head.linear}.weight[target] / (H * W)"
 
     def forward(
         self, *views: Tensor, target: Tensor | None = None, extra: Sequence[Tensor] = (), batched: bool = False
@@ -218,26 +218,24 @@ class GradCAM(nn.Module):
         self._finalizer = weakref.finalize(self, handle.remove)
         self._finalizer.atexit = False
 
-    def _find_tail(self) -> "tuple[tuple[TailModule, ...], str]":
+    def _find_head(self) -> tuple[Head | None, str]:
         if self._requested is False:
-            return (), "closed_form=False was asked for"
+            return None, "closed_form=False was asked for"
         if self.reshape is not None:
-            return (), "reshape= is given"
-        return find_tail(self.model, self.model.get_submodule(self.target_layer))
+            return None, "reshape= is given"
+        return find_head(self.model, self.model.get_submodule(self.target_layer))
 
     def _obstacle(self) -> str:
         """Why the closed form found at construction does not hold now; empty where it does."""
-        hooks = self.model.get_submodule(self.target_layer)._forward_hooks.values()
+        hooks = own_hooks(self.model.get_submodule(self.target_layer)._forward_hooks)
         foreign = [hook for hook in hooks if hook is self._capture or not isinstance(hook, _Capture)]
         if self._open and foreign[-1:] != [self._capture]:
             return f"{self.target_layer} got another forward hook"
-        for name, kind in self._tail:
-            if module_kind(self.model.get_submodule(name)) != kind:
-                return f"{name} was changed or got a hook"
-        return ""
+        return self._head.obstacle(self.model)
 
+    @torch.compiler.assume_constant_result
     def _use_closed_form(self) -> bool:
-        if not self._tail:
+        if self._head is None:
             return False
         obstacle = self._obstacle()
         if obstacle and self._requested is True:
@@ -270,7 +268,7 @@ class GradCAM(nn.Module):
         logits, features = self._run(view, differentiate=False)
         target = _target(target, logits[:batch]).repeat(repeats)
         _check_features(features, view, self.target_layer)
-        head = self.model.get_submodule(self._tail[-1].name)
+        head = self.model.get_submodule(self._head.linear)
         gradients = head.weight[target] / (features.shape[2] * features.shape[3])
         return GradCAMOutput(logits, CAM(features, gradients, _image_size(view))), target
 

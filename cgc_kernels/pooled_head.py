@@ -1,46 +1,18 @@
 """Recognising a pooled linear head: what follows a layer is average pool, flatten, Linear, and nothing else.
 
 Then the gradient of a logit with respect to the layer's output is a row of the weight (docs/mathematics.md, section 4).
+The head is found by reading the source of the model's ``forward`` (:mod:`forward_reader`); nothing of it is run.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import nn
 
-
-class TailModule(NamedTuple):
-    name: str
-    kind: str
-
-
-class _NotClosed(Exception):
-    """Why there is no closed form."""
-
-
-class _OneView(nn.Module):
-    """The model as GradCAM calls it: one argument, so that optional ones keep their defaults while traced."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, view: Tensor) -> Tensor:
-        return self.model(view)
-
-
-class _TargetIsLeaf(fx.Tracer):
-    # Without this, a forward that updates its buffers in place would do so while traced.
-    proxy_buffer_attributes = True
-
-    def __init__(self, target: nn.Module):
-        super().__init__()
-        self._target = target
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is self._target or super().is_leaf_module(m, module_qualified_name)
-
+from .forward_reader import Flow, Known, Reader, Unreadable
+from .module_facts import has_forward_hooks, has_pre_hooks, plain_type
 
 # What the value is after each step: the map, the map pooled to 1x1, a vector, the logits.
 _STEPS = {
@@ -52,111 +24,168 @@ _STEPS = {
     ("vector", "identity"): "vector",
     ("vector", "flatten"): "vector",
     ("vector", "linear"): "logits",
-    ("logits", "output"): "end",
+    ("logits", "identity"): "logits",
 }
 
 
-def find_tail(model: nn.Module, target: nn.Module) -> tuple[tuple[TailModule, ...], str]:
-    """The modules between ``target`` and the logits if they form a pooled linear head, else (); and the reason."""
-    states = {module: vars(module).copy() for module in model.modules()}
+class Relied(NamedTuple):
+    """A module whose behaviour the closed form rests on: ``kind`` is a step's, or the ``forward`` that was read."""
+
+    name: str
+    kind: str | Callable
+    follows: bool  # whether it is behind the target layer
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether the module is still what it was."""
+        module = model.get_submodule(self.name)
+        if isinstance(self.kind, str):
+            return module_kind(module) == self.kind
+        if "forward" in vars(module) or type(module).forward is not self.kind:
+            return False
+        return not (has_forward_hooks(module) or (self.follows and has_pre_hooks(module)))
+
+
+class Setting(NamedTuple):
+    """A plain attribute of a module that decides what its ``forward`` does."""
+
+    name: str
+    attribute: str
+    value: Any
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether the attribute is still what it was."""
+        return vars(model.get_submodule(self.name)).get(self.attribute) == self.value
+
+
+class Head(NamedTuple):
+    """A pooled linear head: the name of its linear layer, its steps in words, and what must stay as it is."""
+
+    linear: str
+    steps: str
+    relied: tuple[Relied | Setting, ...]
+
+    def obstacle(self, model: nn.Module) -> str:
+        """Why the head is not what it was any more; empty where it is."""
+        for fact in self.relied:
+            if not fact.holds(model):
+                what = f"{fact.name}.{fact.attribute}".lstrip(".") if isinstance(fact, Setting) else fact.name
+                return f"{what or 'the model'} was changed or got a hook"
+        return ""
+
+
+def find_head(model: nn.Module, target: nn.Module) -> tuple[Head | None, str]:
+    """The pooled linear head behind ``target``, or None and the reason why there is none."""
     try:
-        tails = []
-        for training in (True, False):
-            for module in states:
-                module.training = training
-            tails.append(_trace_tail(model, target))
-    except _NotClosed as reason:
-        return (), str(reason)
-    except Exception as error:
-        summary = str(error).strip().partition("\n")[0]
-        return (), f"the model cannot be traced symbolically ({type(error).__name__}: {summary})"
-    finally:
-        # Also takes back what a forward stores in its modules, which while tracing is no tensor.
-        for module, state in states.items():
-            vars(module).clear()
-            vars(module).update(state)
-    if tails[0] != tails[1]:
-        return (), "what follows the target layer differs between train and eval mode"
-    return tails[0]
+        heads = [_read(model, target, training) for training in (True, False)]
+    except Unreadable as reason:
+        return None, str(reason)
+    except Exception as error:  # anything may stand in a user's source; autograd needs no reading
+        return None, f"the source of the model is not understood ({type(error).__name__}: {error})"
+    if heads[0].steps != heads[1].steps:
+        return None, "what follows the target layer differs between train and eval mode"
+    relied = heads[0].relied + tuple(fact for fact in heads[1].relied if fact not in heads[0].relied)
+    return heads[0]._replace(relied=relied), ""
 
 
-def _trace_tail(model: nn.Module, target: nn.Module) -> tuple[tuple[TailModule, ...], str]:
-    """Follow the target's output to the model's; raises _NotClosed at the first step that is not of such a head."""
-    root = _OneView(model)
-    nodes = _TargetIsLeaf(target).trace(root).nodes
-    calls = [node for node in nodes if node.op == "call_module" and root.get_submodule(node.target) is target]
-    if len(calls) != 1:
-        raise _NotClosed(f"the target layer shows up {len(calls)} times in the traced model")
-    node, state = calls[0], "map"
-    tail, steps = [], []
-    while state != "end":
-        if len(node.users) != 1:
-            raise _NotClosed(f"the output of {_node_name(node)} is used {len(node.users)} times")
-        (node,) = node.users
-        kind = _node_kind(node, root)
+class _Value(Flow):
+    """A value behind the target layer: what it is, a key of _STEPS, and what it was made of."""
+
+    def __init__(self, source: str, state: str, previous: Flow):
+        super().__init__(source)
+        self.state, self.previous = state, previous
+
+
+def _read(model: nn.Module, target: nn.Module, training: bool) -> Head:
+    modules: dict[nn.Module, str] = {}
+
+    def step(value: Flow, callee: Any, arguments: tuple[list, dict]) -> Flow | None:
+        kind, name = _kind(callee, arguments, training), _called(callee, reader)
+        if kind is None:
+            return None
+        state = getattr(value, "state", "map")
         if (state, kind) not in _STEPS:
-            raise _NotClosed(f"{_node_name(node)} is not a step of average pool, flatten, linear")
-        state = _STEPS[state, kind]
-        steps.append(_node_name(node))
-        if node.op == "call_module":
-            tail.append(TailModule(node.target.removeprefix("model."), kind))
-    return tuple(tail), " -> ".join(steps[:-1])
+            raise Unreadable(f"{name} is not a step of average pool, flatten, linear")
+        value.uses += 1
+        if value.uses > 1:
+            raise Unreadable(f"the output of {value.source} is used {value.uses} times")
+        if isinstance(callee, nn.Module):
+            modules[callee] = kind
+        return _Value(name, _STEPS[state, kind], value)
+
+    reader = Reader(model, target, training, step)
+    value = reader.read()
+    if getattr(value, "state", "") != "logits" or value.uses:
+        raise Unreadable(f"the output of {value.source} is not that of a linear layer, unused before it is returned")
+    steps = []
+    while isinstance(value, _Value):
+        steps.insert(0, value.source)
+        value = value.previous
+    relied = [Relied(reader.name(module), kind, True) for module, kind in modules.items()]
+    linear = next(fact.name for fact in relied if fact.kind == "linear")
+    relied += [Relied(reader.path(module), type(module).forward, follows) for module, follows in reader.entered.items()]
+    relied += [Setting(reader.path(module), name, value) for (module, name), value in reader.settings.items()]
+    return Head(linear, " -> ".join(steps), tuple(relied))
 
 
-def _node_name(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return node.target.removeprefix("model.")
-    return "the output" if node.op == "output" else getattr(node.target, "__name__", str(node.target))
+def _called(callee: Any, reader: Reader) -> str:
+    if isinstance(callee, nn.Module):
+        return reader.name(callee)
+    return callee if isinstance(callee, str) else getattr(callee, "__name__", str(callee))
 
 
-def _node_kind(node: fx.Node, root: nn.Module) -> str | None:
-    if node.op == "output":
-        # A node, not a tuple or dict around one.
-        return "output" if isinstance(node.args[0], fx.Node) else None
-    if node.op == "call_module":
-        return module_kind(root.get_submodule(node.target))
-    if node.target is F.adaptive_avg_pool2d:
-        given = _arguments(node, "input", "output_size")
-        return "pool" if _is_one(given.get("output_size")) else None
-    if node.target in (torch.flatten, "flatten"):
-        given = {"start_dim": 0, "end_dim": -1} | _arguments(node, "input", "start_dim", "end_dim")
-        return "flatten" if (given["start_dim"], given["end_dim"]) == (1, -1) else None
-    if node.target in (torch.mean, "mean"):
-        return _mean_kind(_arguments(node, "input", "dim", "keepdim"))
+def _kind(callee: Any, arguments: tuple[list, dict], training: bool) -> str | None:
+    """The kind of step a call makes, None if it is not one."""
+    if isinstance(callee, nn.Module):
+        return module_kind(callee)
+    if callee is F.adaptive_avg_pool2d:
+        given = _given(arguments, "input", "output_size")
+        return "pool" if given and _is_one(given.get("output_size")) else None
+    if callee is torch.flatten or (isinstance(callee, str) and callee == "flatten"):
+        given = _given(arguments, "input", "start_dim", "end_dim")
+        return "flatten" if given and (given.get("start_dim", 0), given.get("end_dim", -1)) == (1, -1) else None
+    if callee is torch.mean or (isinstance(callee, str) and callee == "mean"):
+        return _mean_kind(_given(arguments, "input", "dim", "keepdim"))
+    if callee is F.dropout:
+        given = _given(arguments, "input", "p", "training", "inplace")
+        idle = given and not given.get("inplace") and (given.get("p", 0.5) == 0 or not given.get("training", True))
+        return "identity" if idle else None
     return None
 
 
-def _mean_kind(given: dict[str, Any]) -> str | None:
+def _mean_kind(given: dict[str, Any] | None) -> str | None:
+    if given is None or not set(given) <= {"input", "dim", "keepdim"}:
+        return None
     dims = given.get("dim")
     if not isinstance(dims, tuple | list) or sorted(dims) not in ([2, 3], [-2, -1]):
-        return None
-    if not set(given) <= {"input", "dim", "keepdim"}:
         return None
     return {True: "pool", False: "mean"}.get(given.get("keepdim", False))
 
 
 def module_kind(module: nn.Module) -> str | None:
     """The kind of step an exact, unhooked standard module makes; None for anything else."""
-    if "forward" in vars(module) or _has_hooks(module):
+    if "forward" in vars(module) or has_forward_hooks(module) or has_pre_hooks(module):
         return None
     # Exact types: a subclass, and so a parametrised module, may compute something else.
-    if type(module) is nn.Linear:
+    kind = plain_type(module)
+    if kind is nn.Linear:
         return "linear"
-    if type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0 and not module.inplace):
+    if kind is nn.Identity or (kind is nn.Dropout and module.p == 0 and not module.inplace):
         return "identity"
-    if type(module) is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
+    if kind is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
         return "pool"
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+    if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return "flatten"
     return None
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
-def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
-    return dict(zip(names, node.args, strict=False)) | node.kwargs
+def _given(arguments: tuple[list, dict], *names: str) -> dict[str, Any] | None:
+    """Known arguments by name; None where one is not known."""
+    args, kwargs = arguments
+    given = dict(zip(names, args, strict=False)) | kwargs
+    values = {name: value for name, value in given.items() if not isinstance(value, Flow)}
+    if len(args) > len(names) or not all(isinstance(value, Known) and value.known for value in values.values()):
+        return None
+    return {name: value.value if isinstance(value, Known) else None for name, value in given.items()}
 
 
 def _is_one(size: Any) -> bool:

@@ -87,6 +87,49 @@ POOLED_HEADS = {
 }
 
 
+class StagedPool(nn.Module):
+    """A pool that attributes and defaults decide on."""
+
+    def __init__(self, drop=0.0):
+        super().__init__()
+        self.drop, self.dims = drop, (-2, -1)
+
+    def forward(self, x, keep: bool = False):
+        if x.ndim != 4:
+            raise ValueError(f"four dimensions, got {x.shape}")
+        x = x.mean(self.dims, keepdim=keep)
+        if self.drop:
+            x = F.dropout(x, self.drop, self.training)
+        return x
+
+
+class Staged(TinyNet):
+    """As timm's: methods, defaults, a loop over blocks, attributes that decide."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Identity(), self.body])
+        self.pool, self.end = StagedPool(), nn.Identity()
+        self.checkpointing = False
+
+    def features(self, x):
+        assert x.dtype.is_floating_point
+        if self.checkpointing and not torch.jit.is_scripting():
+            x = torch.utils.checkpoint.checkpoint(self.blocks[1], x)
+        else:
+            for block in self.blocks:
+                x = block(x)
+        return x
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = self.pool(x)
+        return x if pre_logits else self.end(self.fc(x))
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.forward_head(self.features(x))
+
+
 class NoBias(nn.Linear):
     def forward(self, x):
         return F.linear(x, self.weight)

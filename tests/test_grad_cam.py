@@ -125,7 +125,7 @@ class TestClosedForm:
         assert path == "closed form: avgpool -> flatten -> fc; gradients = fc.weight[target] / (H * W)"
         assert "layer4" in repr(GradCAM(net, "layer4"))
         path = GradCAM(net, "layer3").gradient_path
-        assert path == "autograd: the output of layer3 is used 2 times"
+        assert path == "autograd: layer4.0.downsample.0 is not a step of average pool, flatten, linear"
         path = GradCAM(net, "layer4.1.bn1").gradient_path
         assert path == "autograd: layer4.1.relu is not a step of average pool, flatten, linear"
 
@@ -267,12 +267,12 @@ class TestForward:
 
     @pytest.mark.parametrize("closed_form", [True, False])
     def test_after_a_failing_forward_nothing_is_held_and_grad_mode_is_back(self, closed_form):
-        class Failing(TinyNet):
-            fail = True
+        fail = [True]
 
+        class Failing(TinyNet):
             def forward(self, x):
                 x = self.body(x)
-                if self.fail and not isinstance(x, torch.fx.Proxy):
+                if fail[0]:
                     raise KeyError("inside the model")
                 return self.fc(x.mean((2, 3)))
 
@@ -284,7 +284,7 @@ class TestForward:
             assert not torch.is_grad_enabled()
         assert not cam._capture.armed
         assert cam._capture.output is None
-        net.fail = False
+        fail[0] = False
         cam(*views())
 
     def test_layer_given_as_module(self):
