@@ -7,19 +7,22 @@ the released code of CGC (Pillai et al., CVPR 2022) it needs no rewritten model,
 for a pooled linear head, and it runs under DistributedDataParallel and ``torch.compile``.
 """
 
-import difflib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from . import model_checks
+from .capture import Capture
 from .module_facts import own_hooks
 from .pooled_head import Head, find_head
 from .trees import from_iterables
 from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
+
+_EAGER = "autograd.grad of a part of the model needs eager mode; see GradCAM.gradient_path"
 
 __all__ = ["CAM", "GradCAM", "GradCAMOutput", "tokens_to_map"]
 
@@ -87,14 +90,23 @@ class GradCAM(nn.Module):
       that change later are noticed in eager mode; a compiled graph keeps what held when it was compiled.
     - ``torch.autograd.grad`` otherwise, [B, C, H, W], with ``create_graph`` where grad mode is enabled. Training on it
       takes a double backward, which fused attention kernels lack (use
-      ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``); under ``torch.compile`` this path runs eagerly, outside
-      the graph.
+      ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
+
+    ``torch.compile(cam)`` compiles the closed form in one graph; the other path runs eagerly. Compile the GradCAM, not
+    the model: a model that is compiled already is refused.
+
+    Wrap first: ``DistributedDataParallel(cam)``, ``accelerator.prepare(cam)``. ``fully_shard`` may come before or after
+    where there is a closed form, and is refused otherwise. Attributes and methods that this object does not have are
+    the model's, and parameters, modules and ``state_dict()`` have the model's own names, so that
+    ``cam.no_weight_decay()`` or timm's ``create_optimizer_v2(cam)`` mean what they mean for the model. Its plain logits
+    are ``cam.model(x)``, and ``evaluate(cam.model, loader)`` is a script's own evaluation: ``cam.eval()`` and
+    ``cam.train()`` set the model's mode, the weights are the same. Several threads may call one GradCAM.
 
     Under ``torch.no_grad()`` and ``torch.inference_mode()`` all results are detached. Frozen parameters are fine. A
-    target layer that the model itself runs without gradients (in ``no_grad`` or a reentrant checkpoint) gives detached
-    features. The mode (train or eval), the parameters' ``.grad`` and the model used alone are never touched.
+    target layer that the model itself runs in ``no_grad`` gives detached features, one in a reentrant checkpoint is an
+    error. The mode (train or eval), the parameters' ``.grad`` and the model used alone are never touched.
 
-    ``state_dict()`` and ``load_state_dict()`` use the model's own keys, also when this module is nested in another.
+    ``state_dict()`` and ``load_state_dict()`` use the model's own keys also when this module is nested in another.
     ``copy.deepcopy`` and pickling give an independent copy. The one forward hook goes with :meth:`close`, at the end of
     a ``with`` block, or when this object is garbage collected.
 
@@ -106,7 +118,7 @@ class GradCAM(nn.Module):
         closed_form: "auto", True (raise if it is impossible) or False.
 
     Raises ValueError or TypeError for arguments that are not as above; RuntimeError if ``closed_form=True`` is asked
-    for and impossible.
+    for and impossible, or the model is compiled, prepared by accelerate or in DistributedDataParallel already.
 
     Example::
 
@@ -126,21 +138,22 @@ class GradCAM(nn.Module):
         closed_form: bool | str = "auto",
     ):
         super().__init__()
-        _check_model(model)
+        model_checks.check_model(model)
         if reshape is not None and not callable(reshape):
             raise TypeError(f"reshape must be callable or None, got {type(reshape).__name__}")
         if closed_form not in ("auto", True, False):
             raise ValueError(f'closed_form must be "auto", True or False, got {closed_form!r}')
         self.model = model
-        self.target_layer = _layer_name(model, target_layer)
+        self.target_layer = model_checks.layer_name(model, target_layer)
+        model_checks.check_way(model, self.target_layer)
         self.reshape = reshape
         self._requested = closed_form
         self._head, self._reason = self._find_head()
         if closed_form is True and self._head is None:
             raise RuntimeError(f"closed_form must not be True for this model: {self._reason}")
-        self._capture = _Capture()
-        self._attach()
+        self._capture = Capture()
         self._open = True
+        self._attach()
         self.register_state_dict_post_hook(drop_prefix)
         self.register_load_state_dict_pre_hook(add_prefix)
         self.register_load_state_dict_post_hook(drop_prefix_of_missing)
@@ -158,6 +171,27 @@ class GradCAM(nn.Module):
             return f"autograd: {reason}"
         return f"closed form: {self._head.steps}; gradients = {self._head.linear}.weight[target] / (H * W)"
 
+    def __getattr__(self, name: str) -> Any:
+        """The model's own attributes and methods, where this object has none of the name."""
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        # As while it is unpickled: nothing is there yet.
+        if "model" not in modules or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(modules["model"], name)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As the model's own, and this module under its name; so parameters are named as in ``state_dict()``."""
+        memo = set() if memo is None else memo
+        if remove_duplicate and self in memo:
+            return
+        memo.add(self)
+        yield prefix, self
+        yield from self.model.named_modules(memo, prefix, remove_duplicate)
+
     def forward(
         self, *views: Tensor, target: Tensor | None = None, extra: Sequence[Tensor] = (), batched: bool = False
     ) -> GradCAMOutputs:
@@ -168,6 +202,7 @@ class GradCAM(nn.Module):
         Grad-CAM and come back with ``cam=None``. ``batched``: call the model once, on all views and extra views as one
         batch (of one trailing shape); faster on a GPU that the views do not fill, but in train mode the statistics of
         BatchNorm are then those of all views together.
+        Returns a tuple of one :class:`GradCAMOutput` a view, also for one view: ``(out,) = cam(x)``.
         Raises TypeError or ValueError for wrong arguments, RuntimeError when the target layer is not called exactly
         once, its output is modified in place afterwards, or this GradCAM was closed.
         """
@@ -176,13 +211,13 @@ class GradCAM(nn.Module):
             raise RuntimeError("GradCAM must be open to be called, got a closed one; build a new GradCAM")
         if getattr(self, "_is_replica", False):
             raise RuntimeError("GradCAM must not run under nn.DataParallel; use DistributedDataParallel")
+        if not torch.compiler.is_compiling():
+            self._prepare()
+        explain = self._by_closed_form if self._use_closed_form() else self._by_autograd
         if batched:
-            return GradCAMOutputs(self._explain_batch(views, target, extra))
-        outputs = []
-        for view in views:
-            output, target = self._explain(view, target)
-            outputs.append(output)
-        outputs += [GradCAMOutput(self.model(view), None) for view in extra]
+            outputs = _explain_batch(explain, views, target, extra)
+        else:
+            outputs = _explain_each(explain, self.model, views, target, extra)
         return GradCAMOutputs(outputs)
 
     def close(self) -> None:
@@ -214,9 +249,16 @@ class GradCAM(nn.Module):
         return f"target_layer={self.target_layer!r}, gradient_path={self.gradient_path!r}"
 
     def _attach(self) -> None:
-        handle = self.model.get_submodule(self.target_layer).register_forward_hook(self._capture)
-        self._finalizer = weakref.finalize(self, handle.remove)
+        target = self.model.get_submodule(self.target_layer)
+        self._finalizer = weakref.finalize(self, target.register_forward_hook(self._capture).remove)
         self._finalizer.atexit = False
+
+    def _prepare(self) -> None:
+        """Before a call: modules may have been replaced, compiled or wrapped since the last one."""
+        if self._capture not in self.model.get_submodule(self.target_layer)._forward_hooks.values():
+            self._finalizer()
+            self._attach()
+        model_checks.check_way(self.model, self.target_layer)
 
     def _find_head(self) -> tuple[Head | None, str]:
         if self._requested is False:
@@ -228,8 +270,8 @@ class GradCAM(nn.Module):
     def _obstacle(self) -> str:
         """Why the closed form found at construction does not hold now; empty where it does."""
         hooks = own_hooks(self.model.get_submodule(self.target_layer)._forward_hooks)
-        foreign = [hook for hook in hooks if hook is self._capture or not isinstance(hook, _Capture)]
-        if self._open and foreign[-1:] != [self._capture]:
+        foreign = [hook for hook in hooks if hook is self._capture or not isinstance(hook, Capture)]
+        if self._open and self._capture in foreign and foreign[-1] is not self._capture:
             return f"{self.target_layer} got another forward hook"
         return self._head.obstacle(self.model)
 
@@ -242,38 +284,29 @@ class GradCAM(nn.Module):
             raise RuntimeError(f"closed_form must not be True for this model: {obstacle}")
         return not obstacle
 
-    def _explain_batch(
-        self, views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]
-    ) -> tuple[GradCAMOutput, ...]:
-        """The outputs of all views from one call of the model."""
-        sizes = [len(view) for view in (*views, *extra)]
-        explained = sum(sizes[: len(views)])
-        whole, _ = self._explain(torch.cat((*views, *extra)), target, sizes[0], len(views))
-        logits = whole.logits.split(sizes)
-        features, gradients = (value[:explained].split(sizes[0]) for value in whole.cam[:2])
-        cams = [CAM(*own, whole.cam.image_size) for own in zip(features, gradients, strict=True)]
-        outputs = [GradCAMOutput(own, cam) for own, cam in zip(logits, cams, strict=False)]
-        return *outputs, *(GradCAMOutput(own, None) for own in logits[len(views) :])
-
-    def _explain(
+    def _by_closed_form(
         self, view: Tensor, target: Tensor | None, batch: int | None = None, repeats: int = 1
     ) -> tuple[GradCAMOutput, Tensor]:
         """Logits and CAM of one view, and the target used; of the first ``repeats * batch`` samples, where several
         views of ``batch`` samples come as one."""
-        if self._use_closed_form():
-            return self._by_closed_form(view, target, batch, repeats)
-        return self._by_autograd(view, target, batch, repeats)
-
-    def _by_closed_form(self, view: Tensor, target: Tensor | None, batch, repeats) -> tuple[GradCAMOutput, Tensor]:
         logits, features = self._run(view, differentiate=False)
         target = _target(target, logits[:batch]).repeat(repeats)
         _check_features(features, view, self.target_layer)
-        head = self.model.get_submodule(self._head.linear)
-        gradients = head.weight[target] / (features.shape[2] * features.shape[3])
+        weight = self.model.get_submodule(self._head.linear).weight
+        if hasattr(weight, "full_tensor"):
+            raise RuntimeError(
+                f"the weight of {self._head.linear} must be whole after the model's forward, got a sharded one; leave "
+                "that layer to the root's fully_shard, without reshard_after_forward=True"
+            )
+        gradients = weight[target] / (features.shape[2] * features.shape[3])
         return GradCAMOutput(logits, CAM(features, gradients, _image_size(view))), target
 
-    @torch.compiler.disable(reason="autograd.grad of a part of the model needs eager mode; see GradCAM.gradient_path")
-    def _by_autograd(self, view: Tensor, target: Tensor | None, batch, repeats) -> tuple[GradCAMOutput, Tensor]:
+    @torch.compiler.disable(reason=_EAGER)
+    def _by_autograd(
+        self, view: Tensor, target: Tensor | None, batch: int | None = None, repeats: int = 1
+    ) -> tuple[GradCAMOutput, Tensor]:
+        """As :meth:`_by_closed_form`."""
+        model_checks.check_not_sharded(self.model)
         attach = torch.is_grad_enabled()
         # The capture switches grad mode on in the middle of the model, the context puts it back however that ends.
         with torch.inference_mode(False), torch.set_grad_enabled(attach):
@@ -292,65 +325,18 @@ class GradCAM(nn.Module):
 
     def _run(self, view: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
         """The model's logits and the target layer's output for one view."""
-        self._capture.arm(differentiate)
+        kept = self._capture.kept
+        kept.arm(differentiate)
         try:
             logits = self.model(view)
-            features = self._capture.take(self.target_layer)
+            features = kept.take(self.target_layer, self._why_not_called)
         finally:
-            self._capture.disarm()
+            kept.disarm()
         _check_logits(logits, view)
         return logits, features
 
-
-class _Capture:
-    """Forward hook that keeps a layer's output while armed; knows nothing of the GradCAM, so that one can be freed."""
-
-    def __init__(self) -> None:
-        self.disarm()
-
-    def arm(self, differentiate: bool) -> None:
-        self.armed, self.differentiate = True, differentiate
-
-    def disarm(self) -> None:
-        self.armed = self.differentiate = False
-        self.output, self.calls, self.version = None, 0, 0
-
-    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        if not self.armed:
-            return None
-        self.calls += 1
-        if self.calls > 1:
-            return None
-        if not isinstance(output, Tensor):
-            raise TypeError(f"the output of the target layer must be a tensor, got {type(output).__name__}")
-        return self._keep_differentiable(output) if self.differentiate else self._keep(output)
-
-    def _keep(self, output: Tensor) -> None:
-        self.output = output
-        if _has_version(output):
-            self.version = output._version
-
-    def _keep_differentiable(self, output: Tensor) -> Tensor | None:
-        torch.set_grad_enabled(True)
-        if output.requires_grad:
-            return self._keep(output)
-        self._keep(output.detach().requires_grad_())
-        # A leaf that requires grad refuses in-place operations, so the model goes on with a copy.
-        return self.output.clone()
-
-    def take(self, name: str) -> Tensor:
-        """The output kept; raises RuntimeError unless the layer ran once and its output is still what it was."""
-        if self.calls != 1:
-            raise RuntimeError(
-                f"target layer {name!r} must be called once in the model's forward, got {self.calls} calls; "
-                "choose a module that runs exactly once"
-            )
-        if _has_version(self.output) and self.output._version != self.version:
-            raise RuntimeError(
-                f"the output of target layer {name!r} must stay as it is, got an in-place operation on it later in the "
-                "model (an in-place ReLU, +=); take the in-place module as the target layer, or set inplace=False"
-            )
-        return self.output
+    def _why_not_called(self) -> str:
+        return model_checks.why_not_called(self.model, self.target_layer)
 
 
 def tokens_to_map(height: int, width: int, prefix: int = 1) -> Callable[[Tensor], Tensor]:
@@ -382,6 +368,31 @@ class _TokensToMap(NamedTuple):
         return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (self.height, self.width))
 
 
+def _explain_each(
+    explain: Callable, run: Callable, views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]
+) -> list[GradCAMOutput]:
+    """The outputs of all views, the model called for each: by ``explain``, or of extra views by ``run``."""
+    outputs = []
+    for view in views:
+        output, target = explain(view, target)
+        outputs.append(output)
+    return outputs + [GradCAMOutput(run(view), None) for view in extra]
+
+
+def _explain_batch(
+    explain: Callable, views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]
+) -> list[GradCAMOutput]:
+    """The outputs of all views from one call of the model."""
+    sizes = [len(view) for view in (*views, *extra)]
+    explained = sum(sizes[: len(views)])
+    whole, _ = explain(torch.cat((*views, *extra)), target, sizes[0], len(views))
+    logits = whole.logits.split(sizes)
+    features, gradients = (value[:explained].split(sizes[0]) for value in whole.cam[:2])
+    cams = [CAM(*own, whole.cam.image_size) for own in zip(features, gradients, strict=True)]
+    outputs = [GradCAMOutput(own, cam) for own, cam in zip(logits, cams, strict=False)]
+    return outputs + [GradCAMOutput(own, None) for own in logits[len(views) :]]
+
+
 # ---- The gradient of the logits by autograd.
 
 
@@ -399,36 +410,14 @@ def _gradients(logits: Tensor, features: Tensor, target: Tensor, attach: bool, n
         with torch.autocast(logits.device.type, enabled=False):
             (gradients,) = torch.autograd.grad(score, features, create_graph=attach, allow_unused=True)
     if gradients is None:
-        raise RuntimeError(f"the logits must depend on the output of target layer {name!r}, got no gradient to it")
+        raise RuntimeError(
+            f"the logits must depend on the output of target layer {name!r}, got no gradient to it; choose a layer "
+            "that the logits are made from, with no detach or no_grad of the model in between"
+        )
     return gradients
 
 
 # ---- Checks.
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        kind = type(model).__name__
-        raise TypeError(f"model must be the bare network, got {kind}; wrap the GradCAM in DistributedDataParallel")
-
-
-def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
-    """The dotted name of ``layer`` in ``model``."""
-    modules = dict(model.named_modules())
-    if isinstance(layer, nn.Module):
-        for name, module in modules.items():
-            if module is layer:
-                return name
-        raise ValueError(f"target_layer must be a module of the model, got a {type(layer).__name__} outside it")
-    if not isinstance(layer, str):
-        raise TypeError(f"target_layer must be a module or its dotted name, got {type(layer).__name__}")
-    names = dict(model.named_modules(remove_duplicate=False))
-    if layer not in names:
-        close = difflib.get_close_matches(layer, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
-        raise ValueError(f"target_layer must name a module of the model, got {layer!r}; near it: {', '.join(close)}")
-    return layer
 
 
 def _check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]) -> None:
@@ -496,8 +485,3 @@ def _check_features(features: Tensor, view: Tensor, name: str) -> None:
 def _image_size(view: Tensor) -> tuple[int, int] | None:
     """(height, width) of views [B, C, height, width]; None for others, tokens for instance."""
     return tuple(view.shape[2:]) if view.ndim == 4 else None
-
-
-def _has_version(tensor: Tensor) -> bool:
-    """Whether in-place operations on ``tensor`` can be counted: not in a compiled graph nor in inference mode."""
-    return not torch.compiler.is_compiling() and not tensor.is_inference()

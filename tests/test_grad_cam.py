@@ -228,7 +228,7 @@ class TestForward:
         net = tiny()
         cam = GradCAM(net, "body")
         seen = []
-        net.body.register_forward_pre_hook(lambda module, args: seen.append(cam._capture.armed))
+        net.body.register_forward_pre_hook(lambda module, args: seen.append(cam._capture.kept.armed))
         cam(*views(), extra=views(1))
         assert seen == [True, True, False]
 
@@ -263,7 +263,7 @@ class TestForward:
         net.body.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
         net(view)
         assert kept[0]() is None
-        assert cam._capture.output is None
+        assert cam._capture.kept.output is None
 
     @pytest.mark.parametrize("closed_form", [True, False])
     def test_after_a_failing_forward_nothing_is_held_and_grad_mode_is_back(self, closed_form):
@@ -282,8 +282,8 @@ class TestForward:
             with pytest.raises(KeyError, match="inside the model"):
                 cam(*views())
             assert not torch.is_grad_enabled()
-        assert not cam._capture.armed
-        assert cam._capture.output is None
+        assert not cam._capture.kept.armed
+        assert cam._capture.kept.output is None
         fail[0] = False
         cam(*views())
 
@@ -307,7 +307,7 @@ class TestForward:
         cam_loss(cam(*inputs)).backward()
         cam_loss(plain_cam(*inputs)).backward()
         assert_close(net.body[0].weight.grad, plain.body[0].weight.grad)
-        assert not cam._capture.armed
+        assert not cam._capture.kept.armed
 
 
 class TestTokens:
