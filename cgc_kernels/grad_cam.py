@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
-from . import model_checks
+from . import compiled_parts, model_checks
 from .capture import Capture
 from .module_facts import own_hooks
 from .pooled_head import Head, find_head
@@ -92,8 +93,9 @@ class GradCAM(nn.Module):
       takes a double backward, which fused attention kernels lack (use
       ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
 
-    ``torch.compile(cam)`` compiles the closed form in one graph; the other path runs eagerly. Compile the GradCAM, not
-    the model: a model that is compiled already is refused.
+    ``torch.compile(cam)`` compiles the closed form in one graph. On the other path what follows the target layer runs
+    eagerly, since a compiled graph has no second derivative; of what comes before, every module with children is
+    compiled on its own. Compile the GradCAM, not the model: a model that is compiled already is refused.
 
     Wrap first: ``DistributedDataParallel(cam)``, ``accelerator.prepare(cam)``. ``fully_shard`` may come before or after
     where there is a closed form, and is refused otherwise. Attributes and methods that this object does not have are
@@ -213,11 +215,13 @@ class GradCAM(nn.Module):
             raise RuntimeError("GradCAM must not run under nn.DataParallel; use DistributedDataParallel")
         if not torch.compiler.is_compiling():
             self._prepare()
-        explain = self._by_closed_form if self._use_closed_form() else self._by_autograd
+        explain, run = self._by_autograd, self._logits
+        if self._use_closed_form():
+            explain, run = self._by_closed_form, self.model
         if batched:
             outputs = _explain_batch(explain, views, target, extra)
         else:
-            outputs = _explain_each(explain, self.model, views, target, extra)
+            outputs = _explain_each(explain, run, views, target, extra)
         return GradCAMOutputs(outputs)
 
     def close(self) -> None:
@@ -250,7 +254,7 @@ class GradCAM(nn.Module):
 
     def _attach(self) -> None:
         target = self.model.get_submodule(self.target_layer)
-        self._finalizer = weakref.finalize(self, target.register_forward_hook(self._capture).remove)
+        self._finalizer = weakref.finalize(self, _detach, self.model, target.register_forward_hook(self._capture))
         self._finalizer.atexit = False
 
     def _prepare(self) -> None:
@@ -301,17 +305,23 @@ class GradCAM(nn.Module):
         gradients = weight[target] / (features.shape[2] * features.shape[3])
         return GradCAMOutput(logits, CAM(features, gradients, _image_size(view))), target
 
-    @torch.compiler.disable(reason=_EAGER)
+    # This frame alone is skipped, so that it can ask what is compiled with; the island itself is skipped whole.
+    @torch.compiler.disable(recursive=False, reason=_EAGER)
     def _by_autograd(
         self, view: Tensor, target: Tensor | None, batch: int | None = None, repeats: int = 1
     ) -> tuple[GradCAMOutput, Tensor]:
         """As :meth:`_by_closed_form`."""
+        return self._island(view, target, batch, repeats, compiled_parts.current_backend())
+
+    @torch.compiler.disable(reason=_EAGER)
+    def _island(self, view: Tensor, target: Tensor | None, batch, repeats, backend) -> tuple[GradCAMOutput, Tensor]:
         model_checks.check_not_sharded(self.model)
         attach = torch.is_grad_enabled()
         # The capture switches grad mode on in the middle of the model, the context puts it back however that ends.
         with torch.inference_mode(False), torch.set_grad_enabled(attach):
             view, target = _normal(view), _normal(target)
-            logits, features = self._run(view, differentiate=True)
+            with compiled_parts.compiled(self.model, self.target_layer, self._capture.kept, backend):
+                logits, features = self._run(view, differentiate=True)
             target = _target(target, logits[:batch]).repeat(repeats)
             gradients = _gradients(logits, features, target, attach, self.target_layer)
         # Such a leaf is the capture's own stand-in for an output that needed no gradient.
@@ -322,6 +332,18 @@ class GradCAM(nn.Module):
         _check_features(features, view, self.target_layer)
         cam = CAM(features, gradients, _image_size(view))
         return GradCAMOutput(logits if attach else logits.detach(), cam), target
+
+    @torch.compiler.disable(recursive=False, reason=_EAGER)
+    def _logits(self, view: Tensor) -> Tensor:
+        """Of an extra view. What is compiled of the others is compiled of it, and no more: a graph of the whole model
+        would change statistics of BatchNorm that the second backward of the others needs."""
+        backend = compiled_parts.current_backend()
+        return self.model(view) if backend is None else self._logits_in_parts(view, backend)
+
+    @torch.compiler.disable(reason=_EAGER)
+    def _logits_in_parts(self, view: Tensor, backend) -> Tensor:
+        with compiled_parts.compiled(self.model, self.target_layer, self._capture.kept, backend):
+            return self._run(view, differentiate=False)[0]
 
     def _run(self, view: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
         """The model's logits and the target layer's output for one view."""
@@ -391,6 +413,11 @@ def _explain_batch(
     cams = [CAM(*own, whole.cam.image_size) for own in zip(features, gradients, strict=True)]
     outputs = [GradCAMOutput(own, cam) for own, cam in zip(logits, cams, strict=False)]
     return outputs + [GradCAMOutput(own, None) for own in logits[len(views) :]]
+
+
+def _detach(model: nn.Module, handle: RemovableHandle) -> None:
+    handle.remove()
+    compiled_parts.release(model)
 
 
 # ---- The gradient of the logits by autograd.

@@ -7,6 +7,7 @@ import torch
 from grad_cam_cases import POOLED_HEADS, Head, assert_close, cam_loss, parameter_gradients, tiny, views
 from models import TinyNet
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
 from cgc_kernels.grad_cam import CAM, GradCAM, GradCAMOutput
 
@@ -166,6 +167,39 @@ class TestCompile:
         (out,) = torch.compile(cam, backend="aot_eager")(*views(1), target=target)
         assert_close(out.cam.gradients.mean((2, 3)), 3 * net.fc.weight[target] / 16)
 
+    @pytest.mark.parametrize("layer", ["head.stage", "head.stage.1"])
+    def test_what_comes_before_the_layer_is_compiled(self, layer):
+        """In parts, of an extra view too; what follows the layer runs eagerly."""
+        net, graphs = staged(), []
+        cam = GradCAM(net, layer)
+
+        def backend(graph, inputs):
+            graphs.append([str(getattr(node.target, "__name__", node.target)) for node in graph.graph.nodes])
+            return aot_eager(graph, inputs)
+
+        compiled, inputs = torch.compile(cam, backend=backend), views(3)
+        for training in (True, False):
+            net.train(training)
+            twin = copy.deepcopy(cam)
+            want = parameter_gradients(twin.model, _step_loss(twin, inputs, None))
+            got = parameter_gradients(net, _step_loss(compiled, inputs, None))
+            for name, grad in want.items():
+                assert_close(got[name], grad)
+        # The body, whose batch norm has two modes, and the stage or its halves.
+        assert len(graphs) == 2 + (1 if layer == "head.stage" else 2)
+        assert all("tanh" in graph and not {"gelu", "linear"} & set(graph) for graph in graphs)
+
+    def test_parts_go_with_the_grad_cam(self):
+        net = staged()
+        cam = GradCAM(net, "head.stage")
+        torch.compile(cam, backend="eager")(*views())
+        assert net.body._compiled_call_impl is not None
+        assert copy.deepcopy(cam).model.body._compiled_call_impl is None
+        cam(*views())
+        net(*views(1))
+        cam.close()
+        assert all(module._compiled_call_impl is None for module in net.modules())
+
     def test_autograd_path_runs_outside_the_graph(self):
         net = tiny(Head(lambda m, x: m.fc(x.mean((2, 3))).tanh()))
         net.eval()
@@ -207,6 +241,13 @@ class TestDistributed:
             for name, grad in want.items():
                 assert_close(got[name], grad)
         cam.load_state_dict({"module." + key: value for key, value in plain.model.state_dict().items()})
+
+
+def staged():
+    """A body, a stage of two halves, and a head that has no closed form."""
+    stage = nn.Sequential(*(nn.Sequential(nn.Conv2d(6, 6, 1), nn.Tanh()) for _ in range(2)))
+    last = nn.Sequential(nn.GELU(), nn.BatchNorm2d(6), nn.Tanh())
+    return tiny(Head(lambda m, x: m.fc(m.last(m.stage(x)).mean((2, 3))), stage=stage, last=last))
 
 
 def _step_loss(cam, inputs, target):

@@ -243,7 +243,7 @@ class TestThreads:
             try:
                 for _ in range(30):
                     (out,) = cam(view)
-                    if not all(map(torch.equal, (out.logits, *out.cam), (want.logits, *want.cam))):
+                    if not all(map(torch.equal, (out.logits, *out.cam[:2]), (want.logits, *want.cam[:2]))):
                         wrong.append("another thread's")
                     net(view)
             except Exception as error:
