@@ -113,9 +113,12 @@ def test_a_vision_transformer_trains():
 
 
 @pytest.mark.slow
-def test_compiled_steps_as_eager():
-    flags = [*FROZEN, "--no-channels-last"]
-    eager, compiled = (first_gradients(*flags, *more) for more in ([], ["--compile"]))
+# Dynamo looks at every input of a graph, and hides the warning, but not from those that make it an error.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("flags", [FROZEN, ["--target-layer", "stages.1"]], ids=["closed form", "autograd"])
+def test_compiled_steps_as_eager(flags):
+    """By autograd with BatchNorm in train mode, before the target layer and behind it."""
+    eager, compiled = (first_gradients(*flags, "--no-channels-last", *more) for more in ([], ["--compile"]))
     for name, gradient in eager.items():
         assert_close(compiled[name], gradient, 1e-8, floor=1e-3, what=name)
 
@@ -213,7 +216,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         (["--fraction", "0.9", "--unlabeled", "rest"], "--unlabeled must give at least --batch-size images"),
         (["--sync-batchnorm"], "--sync-batchnorm must run on CUDA"),
         (["--model", "nonsense"], "--model must be"),
-        (["--compile", "--target-layer", "stages.1"], "--compile must go with --batched-views where Grad-CAM goes by"),
     ],
 )
 def test_what_only_the_data_or_the_model_can_refuse(flags, message):
@@ -222,17 +224,13 @@ def test_what_only_the_data_or_the_model_can_refuse(flags, message):
 
 
 def test_what_batchnorm_leaves_of_grad_cam_by_autograd():
-    """SyncBatchNorm has no second derivative; a compiled view changes what another view's backward needs."""
+    """SyncBatchNorm has no second derivative."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.SyncBatchNorm(3))
-    several, compiled = settings.parse(["--sync-batchnorm"]), settings.parse(["--compile"])
+    several = settings.parse(["--sync-batchnorm"])
     with pytest.raises(ValueError, match="--sync-batchnorm has no second derivative"):
         engine.check_twice(several, model, world=2)
     engine.check_twice(several, model, world=1)  # then it is BatchNorm
-    with pytest.raises(ValueError, match="--batched-views"):
-        engine.check_twice(compiled, model, world=1)
-    for flags in (["--freeze-batchnorm"], ["--batched-views"]):
-        engine.check_twice(settings.parse(["--compile", *flags]), model, world=1)
-    engine.check_twice(compiled, model[:1], world=1)
+    engine.check_twice(several, model[:1], world=2)
 
 
 # ---- Views

@@ -204,12 +204,6 @@ def check_twice(settings: Settings, model: nn.Module, world: int) -> None:
             "--sync-batchnorm has no second derivative, which Grad-CAM by autograd needs: use --freeze-batchnorm in "
             "its place, or choose a --target-layer that only average pooling and a linear layer follow"
         )
-    if settings.compile and not settings.batched_views:
-        # The compiled view would change running statistics that the other views' second backward still needs.
-        raise ValueError(
-            "--compile must go with --batched-views where Grad-CAM goes by autograd through BatchNorm, or BatchNorm be "
-            "frozen: --freeze-batchnorm"
-        )
 
 
 def steps_per_epoch(settings: Settings, data) -> int:
