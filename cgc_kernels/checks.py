@@ -114,13 +114,25 @@ def views(cam, aug_cam) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 def _pair(given, name: str):
     if isinstance(given, CAM):
         return given.features, given.gradients
-    if isinstance(given, GradCAMOutput):
-        raise TypeError(f"{name} must be the output's .cam: cgc_loss(out.cam, out_aug.cam, ...), got the output itself")
     try:
         features, gradients = given
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a pair (features, gradients), got {_describe(given)}") from None
+        raise _no_pair(given, name) from None
+    if isinstance(given, GradCAMOutput) or isinstance(features, GradCAMOutput):
+        raise _no_pair(given, name)
     return features, gradients
+
+
+def _no_pair(given, name: str) -> TypeError:
+    """The error, with what to write instead of other things that GradCAM returns."""
+    got, remedy = _describe(given), ""
+    if given is None:
+        remedy = "; views given as extra= have no cam: give this one as one of the first arguments of GradCAM"
+    elif isinstance(given, GradCAMOutput):
+        got, remedy = "a GradCAMOutput", "; write cgc_loss(out.cam, out_aug.cam, ...)"
+    elif isinstance(given, tuple) and any(isinstance(output, GradCAMOutput) for output in given):
+        got, remedy = "what GradCAM returns", "; write out, out_aug = cam(x, x_aug), then out.cam and out_aug.cam"
+    return TypeError(f"{name} must be a pair (features, gradients), got {got}{remedy}")
 
 
 def _alike(tensor, other: torch.Tensor) -> bool:

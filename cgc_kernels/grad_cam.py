@@ -59,7 +59,7 @@ class GradCAMOutputs(tuple):
     def logits(self) -> Tensor:
         raise AttributeError(
             "the output of GradCAM must be unpacked, a tuple with one output for each view: (out,) = cam(x), then "
-            "out.logits and out.cam"
+            "out.logits and out.cam; for logits alone, cam.model(x)"
         )
 
     cam = logits

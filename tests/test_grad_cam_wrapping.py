@@ -10,7 +10,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from cgc_kernels import cgc_loss
 from cgc_kernels.grad_cam import GradCAM
+from cgc_kernels.transforms import CropFlip
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -99,6 +101,30 @@ class TestNamesAndMethods:
         cam.eval()
         assert torch.equal(classes, cam(view)[0].logits.argmax(1))
         assert cam.train().model.training is not False
+
+
+class TestHabits:
+    def test_one_view_gives_a_tuple_too(self):
+        cam = GradCAM(tiny(), "body")
+        outputs = cam(*views(1))
+        assert isinstance(outputs, tuple)
+        assert len(outputs) == 1
+        with pytest.raises(AttributeError, match=r"\(out,\) = cam\(x\), then out.logits .* cam.model\(x\)"):
+            outputs.logits  # noqa: B018
+        with pytest.raises(AttributeError, match="no attribute 'shape'"):
+            outputs.shape  # noqa: B018
+
+    def test_outputs_in_place_of_cams(self):
+        cam = GradCAM(tiny(), "body")
+        (first, second), crop = views(), CropFlip.identity(3, 8)
+        outputs = cam(first, second)
+        with pytest.raises(TypeError, match=r"got a GradCAMOutput; write cgc_loss\(out.cam, out_aug.cam"):
+            cgc_loss(*outputs, crop, image_size=8)
+        for wrong in (outputs, cam(first)):
+            with pytest.raises(TypeError, match=r"got what GradCAM returns; write out, out_aug = cam\(x, x_aug\)"):
+                cgc_loss(wrong, outputs[1].cam, crop, image_size=8)
+        with pytest.raises(TypeError, match=r"aug_cam must be .*, got NoneType; views given as extra= have no cam"):
+            cgc_loss(outputs[0].cam, cam(first, extra=[second])[1].cam, crop, image_size=8)
 
 
 class TestWhatIsWrappedFirst:
