@@ -36,7 +36,8 @@ def test_all_that_is_wrong_is_listed(flags, tmp_path, capsys, workers):
     assert run(train.main, *flags, "--workers", workers, "--strict") == 1
     out = capsys.readouterr().out
     assert all(f"wrong: cannot read the image {path}" in out for path in broken)
-    assert f"wrong: {root / 'val' / 'dog' / '1.png'}: the box 200, 5, 300, 10 lies outside its 96 x 72 pixels" in out
+    where = f"{root / 'boxes.csv'}, line 5: {root / 'val' / 'dog' / '1.png'}"
+    assert f"wrong: {where}: the box 200, 5, 300, 10 lies outside its 96 x 72 pixels" in out
     assert "note: " in out
     assert "boxes.csv, line 8: 'val/none.png'" in out
     assert "3 of the images have a problem" in out

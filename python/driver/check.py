@@ -30,7 +30,7 @@ def check(settings: Settings, device: torch.device, ranks: Ranks) -> int:
     data, problems = open_data(settings), []
     for name, images in {"train": data.train, "val": data.val, "test": data.test, "unlabeled": data.unlabeled}.items():
         if images is not None:
-            found = problems_of(images, settings.workers)
+            found = problems_of(images, settings.data_root, settings.workers)
             print(f"{name}: {len(images)} images, {len(images) - len(found)} of them without a problem")
             problems += [problem for problem in found if problem not in problems]
     print_classes(data)
@@ -43,17 +43,17 @@ def check(settings: Settings, device: torch.device, ranks: Ranks) -> int:
     return int(bool(problems))
 
 
-def problems_of(images: Images, processes: int) -> list[str]:
+def problems_of(images: Images, root: str, processes: int) -> list[str]:
     """What is wrong with each image that cannot be read, or has a box that lies outside it."""
-    reading = workers.load(_Reading(images), batch_size=BATCH, num_workers=processes)
+    reading = workers.load(_Reading(images, root), batch_size=BATCH, num_workers=processes)
     return [problem for batch in reading for problem in batch if problem]
 
 
 class _Reading(Dataset):
     """What is wrong with an image, "" where nothing is."""
 
-    def __init__(self, images: Images):
-        self.images = images
+    def __init__(self, images: Images, root: str):
+        self.images, self.root = images, root
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +70,8 @@ class _Reading(Dataset):
         for left, top, right, bottom in boxes.tolist():
             if left >= width or top >= height or right <= 0 or bottom <= 0:
                 box = f"{left:g}, {top:g}, {right:g}, {bottom:g}"
-                return f"{path}: the box {box} lies outside its {width} x {height} pixels"
+                where = f"{self.images.table.line_of(path, self.root)}: " if self.images.table else ""
+                return f"{where}{path}: the box {box} lies outside its {width} x {height} pixels"
         return ""
 
 

@@ -171,6 +171,10 @@ class BoxTable:
         self.used.add(key)
         return tuple(self.boxes.get(key, ()))
 
+    def line_of(self, path: str, root: str) -> str:
+        """Where the boxes of an image's file begin: the line, or the file or folder where that is not known."""
+        return self.where.get(file_key(path, root)) or self.where.get(Path(path).stem) or str(self.path)
+
     def unused(self) -> dict[str, str]:
         """The keys that nobody asked for, and where they are."""
         return {key: where for key, where in self.where.items() if key not in self.used}
