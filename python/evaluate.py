@@ -42,6 +42,9 @@ def evaluate(flags) -> dict[str, dict]:
     for name in flags.explainer:
         if name not in explainers.names():
             raise ValueError(f"--explainer must be one of {', '.join(explainers.names())}, got {name!r}")
+    for name, given in (("MODEL", flags.models), ("--explainer", flags.explainer)):
+        if twice := [one for one in given if given.count(one) > 1]:
+            raise ValueError(f"{name} must name each one once, got {twice[0]} {len(twice)} times")
     folder = Path(flags.output) if flags.output else storage.numbered(default_output("evaluation"))
     with storage.claimed(folder, new=True):
         return evaluate_into(folder, flags)

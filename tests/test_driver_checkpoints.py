@@ -163,6 +163,19 @@ def test_resume_looks_whose_results_it_reports(copied, capsys):
     assert "must be of format 1" in refused(capsys, train.main, "--resume", "--output", folder)
 
 
+def test_results_must_be_whole(copied, capsys):
+    _, folder = copied
+    change(folder / "test.pt", ranks=None)
+    said = refused(capsys, train.main, "--resume", "--output", folder)
+    assert f"got {folder / 'test.pt'} without ranks" in said
+
+
+def test_nothing_is_evaluated_twice(trained, tmp_path, capsys):
+    for more in ([trained[1]], ["--explainer", "ours", "--explainer", "ours"]):
+        said = refused(capsys, evaluate.main, trained[1], *more, "--output", tmp_path / "out")
+        assert "must name each one once" in said
+
+
 def test_files_that_moved_are_the_same_training(copied):
     """The place of the data decides nothing, their classes do."""
     root, folder = copied
@@ -203,6 +216,9 @@ def test_damaged_files_are_named(copied, name, damage, capsys):
         ({"format": 7}, "must be of format 1, got"),
         ({"settings__magic": 1}, "with others: magic"),
         ({"classifier": {"name": "small_resnet"}}, "without classes, image_size, target_layer"),
+        ({"model": None}, "without model"),
+        ({"optimizer": None, "ranks": 1}, "without optimizer, ranks"),
+        ({"classifier__image_size": "x"}, "without image_size"),
         ({"model": {"x": torch.zeros(1)}}, "must fit SmallResNet"),
         ({"model__head.bias": torch.full((2,), torch.nan)}, "with NaN or an infinity in head.bias"),
     ],

@@ -17,6 +17,16 @@ FORMAT = 1
 IDENTITY = ("format", "settings", "method", "seed", "classifier")
 AVERAGED = re.compile(r"(^|[_./])(ema|swa|averaged|teacher)([_./]|$)")  # how others name averaged weights
 SHOWN = 5  # names of a long list that a note gives
+CLASSIFIER = {"name": str, "classes": list, "image_size": int, "target_layer": str}
+ENTRIES = {
+    **dict.fromkeys(("settings", "classifier", "model", "optimizer", "scaler"), dict),
+    "ema": (dict, type(None)),
+    **dict.fromkeys(("seed", "epoch", "step"), int),
+    **dict.fromkeys(("best", "seconds"), (int, float)),
+    "method": str,
+    "ranks": list,
+    "history": list,
+}
 # What a run folder may be given anew: how far a comparison goes, and where files have been moved to.
 FREE = {"seeds", "data_root", "boxes", "init"}
 
@@ -39,12 +49,15 @@ def check_ours(state: dict, path: Path, flag: str) -> None:
     """Raise CheckpointError where one of train.py's checkpoints is of another version or not finite."""
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{flag} must be of format {FORMAT}, got {path} of format {state.get('format')}")
-    needed = {"settings", "method", "seed", "model", "ema", "history"}
-    own = {"name", "classes", "image_size", "target_layer"}
-    lacking = sorted(needed - state.keys()) + sorted(own - state["classifier"].keys())
-    if lacking:
-        raise CheckpointError(f"{flag} must be a whole checkpoint of train.py, got {path} without {', '.join(lacking)}")
+    check_entries(state, ENTRIES, path, flag)
+    check_entries(state["classifier"], CLASSIFIER, path, flag)
     check_finite({**state["model"], **(state["ema"] or {})}, path, flag)
+
+
+def check_entries(state: dict, types: dict[str, type | tuple], path: Path, flag: str) -> None:
+    """Raise CheckpointError where a file lacks an entry, or has one of another type."""
+    if lacking := [name for name, kind in types.items() if not isinstance(state.get(name, ...), kind)]:
+        raise CheckpointError(f"{flag} must be a whole one of train.py's, got {path} without {', '.join(lacking)}")
 
 
 def check_finite(weights: dict[str, Tensor], path: Path, flag: str) -> None:

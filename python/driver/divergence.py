@@ -15,7 +15,8 @@ class Diverged(RuntimeError):
 def not_finite(weights: dict[str, Tensor] | nn.Module | None) -> str:
     """The name of the first tensor that holds NaN or an infinity, "" where there is none."""
     weights = weights.state_dict() if isinstance(weights, nn.Module) else weights or {}
-    return next((k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()), "")
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    return next((k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()), "")
 
 
 class Watch:

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from . import checkpoints, evaluation, html, pictures, storage
 from .data import Data, open_data
 from .evaluation import Explained
@@ -72,7 +74,9 @@ def _entry(run, settings, data: Data) -> Entry:
     identity = answers.pop("identity", {})
     for expected in (last, {"method": run.method, "seed": run.seed, "classes": data.classes}):
         checkpoints.check_identity(identity, expected, run.results, flag)
-    explained = Explained(**answers)
+    types = {name: int if name == "image_size" else Tensor for name in Explained._fields}
+    checkpoints.check_entries(answers, types, run.results, flag)
+    explained = Explained(**{name: answers[name] for name in types})
     if run.seed == settings.seed and len(explained.labels) != len(data.test):
         raise CheckpointError(
             f"{flag} must be of the {len(data.test)} test images, got {run.results} of {len(explained.labels)}"

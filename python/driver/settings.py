@@ -269,8 +269,8 @@ def _resumed(given: dict) -> Settings:
 def _read(config: Path) -> dict:
     """The settings of a YAML file, checked as flags are."""
     try:
-        saved = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        saved = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config must be a readable YAML file, got {config}: {error}") from None
     if not isinstance(saved, dict):
         raise ValueError(f"--config must be a YAML file of settings, name: value, got {config}")

@@ -123,7 +123,8 @@ def load(path: Path | str, flag: str = "the file") -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{flag} must be a checkpoint file, got {str(path)!r}, which is not there")
+        what = "which is a folder" if path.is_dir() else "which is not there"
+        raise CheckpointError(f"{flag} must be a checkpoint file, got {str(path)!r}, {what}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

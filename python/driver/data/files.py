@@ -210,7 +210,7 @@ def load_mat(path: Path, what: str, *names: str, **how) -> list:
 def class_names(folder: Path) -> list[str]:
     """The names of the folders in a folder that hold images."""
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_clutter(path.name))
-    return [name for name in inside if next(_walk(folder / name, folder), None)]
+    return [name for name in inside if _has_images(folder / name, folder)]
 
 
 def image_files(folder: Path, split: Path) -> list[str]:
@@ -221,6 +221,15 @@ def image_files(folder: Path, split: Path) -> list[str]:
 def own_images(folder: Path) -> list[str]:
     """The images in a folder, not in those inside it."""
     return sorted(str(path) for path in folder.iterdir() if _is_image(path.name) and path.is_file())
+
+
+def _has_images(folder: Path, split: Path) -> bool:
+    """Whether there is an image under a folder; no more of it is listed than that takes."""
+    _check_link(folder, split)
+    with os.scandir(folder) as entries:
+        if any(_is_image(entry.name) and entry.is_file() for entry in entries):
+            return True
+    return next(_walk(folder, split), None) is not None
 
 
 def _walk(folder: Path, split: Path) -> Iterator[str]:
