@@ -511,6 +511,14 @@ def test_wrong_and_missing_lines_are_named(tmp_path, loader, make, name, number,
         loader.load(str(root), "train")
 
 
+def test_a_split_of_no_images_is_named(tmp_path):
+    root = datasets.make_cub(tmp_path)
+    path = root / CUB / "train_test_split.txt"
+    path.write_text(path.read_text().replace(" 0\n", " 1\n"))
+    with pytest.raises(DataError, match=f"{root} must have test images, got none in its lists"):
+        opened(root, "cub")
+
+
 MAT = [
     (cars, datasets.make_cars, "devkit/cars_train_annos.mat"),
     (cars, datasets.make_cars, "devkit/cars_meta.mat"),

@@ -207,6 +207,9 @@ def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
     more = (boxes,) if name in WITH_BOXES_FLAG else ()
     needed = SPLITS[name] if training else SPLITS[name][1:]
     opened = {split: _loader(name).load(root, split, *more) for split in dict.fromkeys(needed)}
+    for split, images in opened.items():
+        if not len(images):
+            raise DataError(f"--data-root: {root} must have {split} images, got none in its lists")
     train, val, test = (opened.get(split) for split in SPLITS[name])
     if not training:
         return None, val, test
