@@ -47,6 +47,7 @@ def test_the_page_counts_the_lines_that_are_added():
     assert int(counts["Lightning"]) <= 6
     assert int(counts["torchvision"]) <= 8
     assert int(counts["timm"]) <= 10
+    assert int(counts["transformers"]) <= 10
 
 
 def test_the_last_block_under_checkpointing_gives_the_same_gradients():

@@ -73,7 +73,7 @@ def test_every_configuration_on_every_architecture(shard, architecture):
 def test_a_spill_and_a_narrow_access_are_seen():
     """The check can fail: few registers spill, and maps of odd size have no wide accesses."""
     launches = codegen.launches(codegen.Call(side=(32, 32)))
-    (launch,) = (found for found in launches if found.kernel.__name__ == "cgc_backward_kernel")
+    launch = next(found for found in launches if found.kernel.__name__ == "resample_backward_kernel")
     starved = launch._replace(options={**launch.options, "maxnreg": 32}), 90
     assert codegen.compiled(starved).spills
     with pytest.raises(AssertionError, match="bytes of stack"):

@@ -110,24 +110,45 @@ def relu_gradient(heatmap, grad):
 
 @triton.jit
 def cam_backward_kernel(
-    grad_heatmaps, heatmaps, features, gradients, grad_features, grad_gradients, channels, blocks,
-    P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr, NEEDS: tl.constexpr,
+    grad_heatmaps, heatmaps, features, gradients, aug_features, aug_gradients,
+    grad_features, grad_gradients, grad_aug_features, grad_aug_gradients, channels, blocks,
+    P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr, NEEDS: tl.constexpr, VIEWS: tl.constexpr,
     WEIGHTING: tl.constexpr, LAYOUTS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one split of the channels of one sample."""
+    """Gradients of one split of the channels of one view of one sample; grad_heatmaps and heatmaps: [views, B, P].
+
+    NEEDS: two bits for each view, as of stream_gradients.
+    """
     sample = tl.program_id(0).to(tl.int64)
+    view = tl.program_id(2)
+    row = view.to(tl.int64) * tl.num_programs(0) + sample
     position = tl.arange(0, P2)
-    grad = tl.load(grad_heatmaps + sample * P + position, mask=position < P, other=0)
-    heatmap = tl.load(heatmaps + sample * P + position, mask=position < P, other=0)
+    grad = tl.load(grad_heatmaps + row * P + position, mask=position < P, other=0)
+    heatmap = tl.load(heatmaps + row * P + position, mask=position < P, other=0)
+    grad = relu_gradient(heatmap, grad)
+    if view == 1:
+        features = aug_features
+        gradients = aug_gradients
+        grad_features = grad_aug_features
+        grad_gradients = grad_aug_gradients
     start = tl.program_id(1) * blocks * BLOCK
+    stop = tl.minimum(start + blocks * BLOCK, channels)
     base = sample * P * channels
     pooled_base = sample * channels if WEIGHTING == POOLED else base
-    stream_gradients(
-        relu_gradient(heatmap, grad), features + base, gradients + pooled_base,
-        grad_features + base, grad_gradients + pooled_base,
-        0, start, tl.minimum(start + blocks * BLOCK, channels), channels,
-        P, P2, BLOCK, NEEDS, WEIGHTING, LAYOUTS, D,
-    )  # fmt: skip
+    features += base
+    gradients += pooled_base
+    grad_features += base
+    grad_gradients += pooled_base
+    if VIEWS == 1 or NEEDS & 3 == NEEDS >> 2 or view == 0:
+        stream_gradients(
+            grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
+            P, P2, BLOCK, NEEDS & 3, WEIGHTING, LAYOUTS, D,
+        )  # fmt: skip
+    else:
+        stream_gradients(
+            grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
+            P, P2, BLOCK, NEEDS >> 2, WEIGHTING, LAYOUTS, D,
+        )  # fmt: skip
 
 
 def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bool, weights) -> torch.Tensor:
@@ -192,10 +213,18 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool) -> t
 
 def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, need_gradients):
     """Kernel of operator cam_backward."""
-    grads = wanted(features, need_features), wanted(gradients, need_gradients)
-    share, constants = tiling([features], gradients, True)
-    cam_backward_kernel[(features.shape[0], share.count)](
-        grad_heatmaps, heatmaps, features, gradients, *grads, features.shape[1], share.blocks,
-        NEEDS=need_features + 2 * need_gradients, **constants,
+    return views_backward(grad_heatmaps, heatmaps, [(features, gradients)], need_features + 2 * need_gradients)
+
+
+def views_backward(
+    grad_heatmaps: torch.Tensor, heatmaps: torch.Tensor, views: list[tuple[torch.Tensor, torch.Tensor]], needs: int
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of features and gradients of every view; needs: two bits a view, in the order of the gradients."""
+    grads = tuple(wanted(tensor, bool(needs >> i & 1)) for i, tensor in enumerate(sum(views, ())))
+    features, gradients = views[0]
+    share, constants = tiling([features for features, _ in views], gradients, True)
+    cam_backward_kernel[(features.shape[0], share.count, len(views))](
+        grad_heatmaps, heatmaps, *views[0], *views[-1], *grads[:2], *grads[-2:], features.shape[1], share.blocks,
+        NEEDS=needs, VIEWS=len(views), **constants,
     )  # fmt: skip
     return grads

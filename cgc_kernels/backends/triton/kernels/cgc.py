@@ -1,87 +1,15 @@
-"""The three stages chained: three launches forward (cam; resample; contrast with the mean), two backward."""
+"""The three stages chained, a launch each: cam, resample, contrast with the mean; and back."""
 
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 
-from ....ops.cam import pools, wanted
+from ....ops.cam import pools
 from ....ops.cgc import saved_bytes
 from ....options import accumulation_dtype
-from .cam import partial_sums, relu_gradient, stream_gradients, tiling
+from .cam import partial_sums, views_backward
 from .contrast import contrast_gradients, contrast_loss, mean_square_loss
-from .launch import REGISTERS, ceil_div, small
-from .resample import CROP_FIELDS, MSE, constants, exactly, map_gradient, pointers, resample_maps
-
-# A split repeats its sample's share of stage resample; that of a warp, over all pixels of a view, is worth few splits.
-WARP_SPLITS = 4
-# Registers of a thread of the backward of small maps: two blocks stay resident, whose loads fill the memory's pipeline.
-STREAMING_REGISTERS = 128
-
-
-@triton.jit
-def mean_square_gradient(positive, grad_loss, batch, pixels, consistency):
-    """Gradient of a positive of the mse objective; a cosine above 1 counts as 1."""
-    share = -2 * grad_loss / (batch * pixels)
-    return tl.where(positive > 1, 0.0, share) - consistency * grad_loss / batch
-
-
-@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
-def cgc_backward_kernel(
-    grad_loss, grad_rows, grad_keys, grad_positives, positives, heatmaps,
-    matrices, top, left, crop_height, crop_width, flip, state,
-    features, gradients, aug_features, aug_gradients,
-    grad_features, grad_gradients, grad_aug_features, grad_aug_gradients,
-    channels, blocks, size_h, size_w, eps: tl.float64, consistency: tl.float64,
-    H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
-    CROP: tl.constexpr, OBJECTIVE: tl.constexpr, COMPUTE: tl.constexpr,
-    P: tl.constexpr, P2: tl.constexpr, BLOCK: tl.constexpr, NEEDS: tl.constexpr,
-    WEIGHTING: tl.constexpr, LAYOUTS: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Gradients of one split of the channels of one view of one sample."""
-    sample = tl.program_id(0).to(tl.int64)
-    view = tl.program_id(2)
-    batch = tl.num_programs(0)
-    if OBJECTIVE == MSE:
-        pixels = size_h.to(tl.float64) * size_w
-        upstream = tl.load(grad_loss).to(tl.float64)
-        grad_positive = mean_square_gradient(tl.load(positives + sample), upstream, batch, pixels, consistency)
-    else:
-        grad_positive = tl.load(grad_positives + sample)
-    grad, heatmap = map_gradient(
-        view, sample, heatmaps, heatmaps + batch.to(tl.int64) * P,
-        matrices, top, left, crop_height, crop_width, flip, state, grad_rows, grad_keys,
-        grad_positive, size_h, size_w, exactly(eps, COMPUTE), H, W, H2, W2, STEP, CROP, OBJECTIVE, COMPUTE,
-    )  # fmt: skip
-    grad = tl.reshape(relu_gradient(heatmap, grad).to(D), [H2 * W2])
-    position = tl.arange(0, P2)
-    place = tl.minimum(position // W * W2 + position % W, H2 * W2 - 1)
-    grad = tl.where(position < P, tl.gather(grad, place, axis=0), 0)
-
-    if view == 1:
-        features = aug_features
-        gradients = aug_gradients
-        grad_features = grad_aug_features
-        grad_gradients = grad_aug_gradients
-    base = sample * P * channels
-    pooled_base = sample * channels if WEIGHTING == 0 else base
-    start = tl.program_id(1) * blocks * BLOCK
-    stop = tl.minimum(start + blocks * BLOCK, channels)
-    features += base
-    gradients += pooled_base
-    grad_features += base
-    grad_gradients += pooled_base
-    if NEEDS & 3 == NEEDS >> 2 or view == 0:
-        stream_gradients(
-            grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
-            P, P2, BLOCK, NEEDS & 3, WEIGHTING, LAYOUTS, D,
-        )  # fmt: skip
-    else:
-        stream_gradients(
-            grad, features, gradients, grad_features, grad_gradients, view, start, stop, channels,
-            P, P2, BLOCK, NEEDS >> 2, WEIGHTING, LAYOUTS, D,
-        )  # fmt: skip
+from .resample import MSE, maps_backward, resample_maps
 
 
 class Saved(NamedTuple):
@@ -130,25 +58,19 @@ def cgc_backward(
     elementwise, objective, consistency, eps, needs,
 ):  # fmt: skip
     """Kernel of operator cgc_backward."""
-    views = features, gradients, aug_features, aug_gradients
-    grads = tuple(wanted(view, bool(needs >> i & 1)) for i, view in enumerate(views))
-    side, crop = features.shape[2:], len(transform) > 1
+    batch, _, *side = features.shape
     # Their length tells whether weights were saved; these come back as pooled gradients.
     pooled = len(saved) == sum(saved_bytes(features, True, objective))
-    parts = parts_of(saved, features, pooled, objective)
+    parts, mse = parts_of(saved, features, pooled, objective), objective == MSE.value
     upstream = parts.rows, parts.keys, parts.positives
-    if objective != MSE.value:
+    if not mse:
         length = side[0] * side[1]
         upstream = contrast_gradients(grad_loss, *upstream, parts.row_losses, length, temperature, consistency)
-    share, streams = tiling([features, aug_features], gradients, True)
-    maps = constants(*side, crop, objective, parts.heatmaps.dtype)
-    if not crop and objective == 1:
-        blocks = max(share.blocks, ceil_div(share.blocks * share.count, WARP_SPLITS))
-        share = share._replace(blocks=blocks, count=ceil_div(share.blocks * share.count, blocks))
-    streams["maxnreg"] = STREAMING_REGISTERS if small(*side) else REGISTERS
-    cgc_backward_kernel[(len(features), share.count, 2)](
-        grad_loss, *upstream, parts.positives, parts.heatmaps, *pointers(transform), parts.state, *views, *grads,
-        features.shape[1], share.blocks, height, width, eps, consistency,
-        COMPUTE=maps["D"], **maps | streams, NEEDS=needs,
+    heatmaps = parts.heatmaps.view(2, batch, *side)
+    grads = torch.empty_like(heatmaps)
+    upstream = (*upstream, grad_loss, parts.positives)
+    maps_backward(
+        upstream, heatmaps.unbind(), transform, parts.state, grads.unbind(), (height, width), eps, consistency,
+        objective, from_loss=mse,
     )  # fmt: skip
-    return grads
+    return views_backward(grads, heatmaps, [(features, gradients), (aug_features, aug_gradients)], needs)

@@ -122,7 +122,7 @@ def map_gradient(
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
     CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradient [H2, W2] of one view's heatmap (docs/mathematics.md, section 3), and the heatmap.
+    """Gradient [H2, W2] of one view's heatmap (docs/mathematics.md, section 3).
 
     grad_positive: float64, of this sample's positive; eps: [1] of type D.
     """
@@ -186,23 +186,37 @@ def map_gradient(
 
     inner = dot(grad, heatmap) / (total + eps)
     divisor = tl.where(total < NEAR_DEAD, NEAR_DEAD, total + eps)
-    return tl.where(inside, (grad - inner * share) / divisor, 0), heatmap
+    return tl.where(inside, (grad - inner * share) / divisor, 0)
+
+
+@triton.jit
+def mean_square_gradient(positive, grad_loss, batch, pixels, consistency):
+    """Gradient of a positive of the mse objective; a cosine above 1 counts as 1."""
+    share = -2 * grad_loss / (batch * pixels)
+    return tl.where(positive > 1, 0.0, share) - consistency * grad_loss / batch
 
 
 @triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
 def resample_backward_kernel(
-    grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps,
+    grad_rows, grad_keys, grad_positives, grad_loss, positives, heatmaps, aug_heatmaps,
     matrices, top, left, crop_height, crop_width, flip, state, grad_heatmaps, grad_aug_heatmaps,
-    size_h, size_w, eps: tl.float64,
+    size_h, size_w, eps: tl.float64, consistency: tl.float64,
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
-    CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
+    CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr, FROM_LOSS: tl.constexpr,
 ):  # fmt: skip
-    """One view of one sample."""
+    """One view of one sample. FROM_LOSS: the positives' gradient is that of the mse objective, of grad_loss."""
     sample = tl.program_id(0).to(tl.int64)
     view = tl.program_id(1)
-    grad, _ = map_gradient(
+    if FROM_LOSS:
+        grad_positive = mean_square_gradient(
+            tl.load(positives + sample), tl.load(grad_loss).to(tl.float64), tl.num_programs(0),
+            size_h.to(tl.float64) * size_w, consistency,
+        )  # fmt: skip
+    else:
+        grad_positive = tl.load(grad_positives + sample)
+    grad = map_gradient(
         view, sample, heatmaps, aug_heatmaps, matrices, top, left, crop_height, crop_width, flip,
-        state, grad_rows, grad_keys, tl.load(grad_positives + sample), size_h, size_w, exactly(eps, D),
+        state, grad_rows, grad_keys, grad_positive, size_h, size_w, exactly(eps, D),
         H, W, H2, W2, STEP, CROP, OBJECTIVE, D,
     )  # fmt: skip
     if view == 1:
@@ -263,11 +277,20 @@ def resample_backward(
     height, width, eps, objective,
 ):  # fmt: skip
     """Kernel of operator resample_backward."""
-    side = heatmaps.shape[1:]
     grads = torch.empty_like(heatmaps), torch.empty_like(aug_heatmaps)
-    resample_backward_kernel[(len(heatmaps), 2)](
-        grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, *pointers(transform), state, *grads,
-        height, width, eps, **constants(*side, len(transform) > 1, objective, heatmaps.dtype),
+    upstream = grad_rows, grad_keys, grad_positives, grad_positives, positives
+    maps_backward(upstream, (heatmaps, aug_heatmaps), transform, state, grads, (height, width), eps, 0.0, objective)
+    return grads
+
+
+def maps_backward(upstream, heatmaps, transform, state, grads, size, eps, consistency, objective, from_loss=False):
+    """Launch the backward of both views' heatmaps [B, H, W], into `grads`.
+
+    upstream: gradients of rows, keys and positives, and grad_loss and positives, which `from_loss` reads instead.
+    """
+    batch, *side = heatmaps[0].shape
+    resample_backward_kernel[(batch, 2)](
+        *upstream, *heatmaps, *pointers(transform), state, *grads, *size, eps, consistency, FROM_LOSS=from_loss,
+        **constants(*side, len(transform) > 1, objective, heatmaps[0].dtype),
         num_warps=4 if small(*side) else WARPS, maxnreg=REGISTERS,
     )  # fmt: skip
-    return grads
