@@ -70,8 +70,8 @@ class Reader:
     """Reads the forward of ``model`` for one mode, ``training`` or not.
 
     ``step(value, callee, arguments)`` is asked what a call does to the followed value, where ``callee`` is a module, a
-    function or the name of a tensor's method and ``arguments`` are the known others by position and name; it returns a
-    new :class:`Flow`, or None where it does not know the callee.
+    function, a class (``dict`` also of a dict's display) or the name of a tensor's method and ``arguments`` are the
+    known others by position and name; it returns a new :class:`Flow`, or None where it does not know the callee.
 
     After :meth:`read`, ``entered`` holds the modules whose own ``forward`` was read, and ``settings`` the plain
     attributes of modules that were.
@@ -435,6 +435,17 @@ class _Frame:
         return UNKNOWN
 
     _on_list = _on_tuple
+
+    def _on_dict(self, node: ast.Dict):
+        names = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
+        if not all(isinstance(name, str) for name in names):
+            self._forget(node)
+            return UNKNOWN
+        values = [self.evaluate(value) for value in node.values]
+        if _only_flow(values, {}) is not None:
+            return self._reader.call(Known(dict), [], dict(zip(names, values, strict=True)), "a dict")
+        self._forget(node)
+        return UNKNOWN
 
     def _on_unaryop(self, node: ast.UnaryOp):
         value = self.evaluate(node.operand)

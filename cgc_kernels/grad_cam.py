@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from . import compiled_parts, model_checks
 from .capture import Capture
+from .model_output import logits_of
 from .module_facts import own_hooks
-from .pooled_head import Head, find_head
+from .pooled_head import Head, find_head, row_gradients
 from .trees import from_iterables
 from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 
@@ -84,11 +85,13 @@ class GradCAM(nn.Module):
     Gradients take one of two paths; :attr:`gradient_path` says which one and why:
 
     - closed form, when what follows the target layer is exactly an average pool to 1x1, flatten, Identity or
-      Dropout(p=0), one ``nn.Linear``, and nothing else reads the layer's output. Then the gradient is constant over
-      space and equals ``weight[target] / (H * W)``: returned pooled, [B, C], in the dtype of the weight (float32 under
-      autocast), attached to the weight by indexing. No second backward. Recognised at construction by reading the
-      source of the ``forward`` methods; nothing of the model is run. Hooks, modules, attributes and ``forward`` methods
-      that change later are noticed in eager mode; a compiled graph keeps what held when it was compiled.
+      Dropout(p=0), one ``nn.Linear`` or 1x1 convolution, and nothing else reads the layer's output. Then the gradient
+      is constant over space and equals ``weight[target] / (H * W)``: returned pooled, [B, C], in the dtype of the
+      weight (float32 under autocast), attached to the weight by indexing. No second backward. With ``reshape`` the pool
+      may be a mean over the middle dimensions, of [B, H, W, C] or tokens [B, N, C]; if reshape copies what it returns,
+      the gradients are [B, C, H, W]. Recognised at construction by reading the source of the ``forward`` methods;
+      nothing of the model is run. Hooks, modules, attributes and ``forward`` methods that change later are noticed in
+      eager mode; a compiled graph keeps what held when it was compiled.
     - ``torch.autograd.grad`` otherwise, [B, C, H, W], with ``create_graph`` where grad mode is enabled. Training on it
       takes a double backward, which fused attention kernels lack (use
       ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
@@ -113,7 +116,8 @@ class GradCAM(nn.Module):
     a ``with`` block, or when this object is garbage collected.
 
     Args:
-        model: maps a view [B, ...] to logits [B, K]; the bare network, not wrapped in DataParallel or DDP.
+        model: maps a view [B, ...] to logits [B, K], or to an object or dict with such ``logits``; the bare network,
+            not wrapped in DataParallel or DDP.
         target_layer: module of ``model``, or its dotted name ("layer4"), called once per forward, whose output is
             [B, C, H, W] or is made so by ``reshape``.
         reshape: applied to the layer's output and to its gradients; for token models, see :func:`tokens_to_map`.
@@ -267,9 +271,7 @@ class GradCAM(nn.Module):
     def _find_head(self) -> tuple[Head | None, str]:
         if self._requested is False:
             return None, "closed_form=False was asked for"
-        if self.reshape is not None:
-            return None, "reshape= is given"
-        return find_head(self.model, self.model.get_submodule(self.target_layer))
+        return find_head(self.model, self.model.get_submodule(self.target_layer), reshaped=self.reshape is not None)
 
     def _obstacle(self) -> str:
         """Why the closed form found at construction does not hold now; empty where it does."""
@@ -295,14 +297,18 @@ class GradCAM(nn.Module):
         views of ``batch`` samples come as one."""
         logits, features = self._run(view, differentiate=False)
         target = _target(target, logits[:batch]).repeat(repeats)
-        _check_features(features, view, self.target_layer)
         weight = self.model.get_submodule(self._head.linear).weight
         if hasattr(weight, "full_tensor"):
             raise RuntimeError(
                 f"the weight of {self._head.linear} must be whole after the model's forward, got a sharded one; leave "
                 "that layer to the root's fully_shard, without reshard_after_forward=True"
             )
-        gradients = weight[target] / (features.shape[2] * features.shape[3])
+        if self.reshape is None:
+            _check_features(features, view, self.target_layer)
+        gradients = row_gradients(weight[target], features, self._head.pooled, self.reshape)
+        if self.reshape is not None:
+            features = self.reshape(features)
+            _check_features(features, view, self.target_layer)
         return GradCAMOutput(logits, CAM(features, gradients, _image_size(view))), target
 
     # This frame alone is skipped, so that it can ask what is compiled with; the island itself is skipped whole.
@@ -334,9 +340,9 @@ class GradCAM(nn.Module):
         return GradCAMOutput(logits if attach else logits.detach(), cam), target
 
     @torch.compiler.disable(recursive=False, reason=_EAGER)
-    def _logits(self, view: Tensor) -> Tensor:
-        """Of an extra view. What is compiled of the others is compiled of it, and no more: a graph of the whole model
-        would change statistics of BatchNorm that the second backward of the others needs."""
+    def _logits(self, view: Tensor) -> Any:
+        """Of an extra view, or what holds them. What is compiled of the others is compiled of it, and no more: a graph
+        of the whole model would change statistics of BatchNorm that the second backward of the others needs."""
         backend = compiled_parts.current_backend()
         return self.model(view) if backend is None else self._logits_in_parts(view, backend)
 
@@ -350,7 +356,7 @@ class GradCAM(nn.Module):
         kept = self._capture.kept
         kept.arm(differentiate)
         try:
-            logits = self.model(view)
+            logits = logits_of(self.model(view))
             features = kept.take(self.target_layer, self._why_not_called)
         finally:
             kept.disarm()
@@ -398,7 +404,7 @@ def _explain_each(
     for view in views:
         output, target = explain(view, target)
         outputs.append(output)
-    return outputs + [GradCAMOutput(run(view), None) for view in extra]
+    return outputs + [GradCAMOutput(logits_of(run(view)), None) for view in extra]
 
 
 def _explain_batch(
@@ -492,7 +498,8 @@ def _target(target: Tensor | None, logits: Tensor) -> Tensor:
 
 def _check_logits(logits: Tensor, view: Tensor) -> None:
     if not isinstance(logits, Tensor):
-        raise TypeError(f"the model must return logits [B, K], got {type(logits).__name__}")
+        kind = type(logits).__name__
+        raise TypeError(f"the model must return logits [B, K], got {kind} without logits in it")
     if logits.ndim != 2 or logits.shape[0] != view.shape[0]:
         raise ValueError(f"the model must return logits [{view.shape[0]}, K], got {list(logits.shape)}")
 

@@ -76,6 +76,9 @@ POOLED_HEADS = {
     "identity": lambda: nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Identity(), nn.Flatten(), linear()),
     "dropout0": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.0), linear()),
     "no bias": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, CLASSES, bias=False)),
+    "identity after it": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(), nn.Identity()),
+    "flatten after it": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(), nn.Flatten()),
+    "convolution": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(CHANNELS, CLASSES, 1), nn.Flatten()),
     "functions": lambda: Head(lambda m, x: m.fc(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))),
     "keywords": lambda: Head(
         lambda m, x: m.fc(torch.flatten(F.adaptive_avg_pool2d(input=x, output_size=1), start_dim=1))
@@ -181,6 +184,15 @@ NEAR_MISSES = {
     "no pool": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16 * CHANNELS, CLASSES)),
     "mean over one axis": lambda: Head(lambda m, x: m.wide(x.mean(2).flatten(1)), wide=nn.Linear(24, CLASSES)),
     "mean over channels": lambda: Head(lambda m, x: m.wide(x.mean((1, 2))), wide=nn.Linear(4, CLASSES)),
+    "wide convolution": lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(CHANNELS, CLASSES, 3, padding=1), nn.Flatten()
+    ),
+    "grouped convolution": lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(CHANNELS, 4, 1, groups=2), nn.Flatten()
+    ),
+    "convolution before the pool": lambda: nn.Sequential(
+        nn.Conv2d(CHANNELS, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ),
     "two linear": lambda: pooled(nn.Linear(CHANNELS, CHANNELS), linear()),
     "weight norm": lambda: pooled(parametrizations.weight_norm(linear())),
     "pruned": lambda: pooled(pruned_linear()),

@@ -115,9 +115,8 @@ class TestClosedForm:
         net.act = nn.Tanh()
         assert not GradCAM(net, "act").closed_form
 
-    def test_on_request_and_reshape_take_autograd(self):
+    def test_autograd_on_request(self):
         assert "closed_form=False" in GradCAM(tiny(), "body", closed_form=False).gradient_path
-        assert "reshape" in GradCAM(tiny(), "body", reshape=torch.clone).gradient_path
 
     def test_path_is_told(self):
         net = ResNet18(width=4)
