@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from .attention import unfused
+
 
 class Kept:
     """What one thread's run of the model has captured so far."""
 
     def __init__(self) -> None:
+        self.unfuses = False
         self.disarm()
 
     def arm(self, differentiate: bool) -> None:
@@ -22,6 +25,9 @@ class Kept:
         """Capture no more, and hold nothing."""
         self.armed = self.differentiate = self.attached = False
         self.output, self.calls, self.version = None, 0, 0
+        if self.unfuses:
+            self.unfuses = False
+            unfused.release()
 
     def take(self, name: str, why_not_called) -> Tensor:
         """The output kept; raises RuntimeError unless the layer ran once and its output is still what it was."""
@@ -85,6 +91,9 @@ def _keep(kept: Kept, output: Tensor) -> None:
 
 
 def _keep_differentiable(kept: Kept, output: Tensor) -> Tensor | None:
+    if kept.attached:
+        kept.unfuses = True
+        unfused.ask()
     torch.set_grad_enabled(True)
     if output.requires_grad:
         return _keep(kept, output)

@@ -93,8 +93,9 @@ class GradCAM(nn.Module):
       nothing of the model is run. Hooks, modules, attributes and ``forward`` methods that change later are noticed in
       eager mode; a compiled graph keeps what held when it was compiled.
     - ``torch.autograd.grad`` otherwise, [B, C, H, W], with ``create_graph`` where grad mode is enabled. Training on it
-      takes a double backward, which fused attention kernels lack (use
-      ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
+      takes a double backward, which fused attention kernels lack: ``scaled_dot_product_attention`` takes its plain form
+      in the forward from the target layer on, and only there. A checkpoint behind the layer runs its attention again
+      later: put ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around forward and backward then.
 
     ``torch.compile(cam)`` compiles the closed form in one graph. On the other path what follows the target layer runs
     eagerly, since a compiled graph has no second derivative; of what comes before, every module with children is

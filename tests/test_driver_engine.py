@@ -105,7 +105,7 @@ def test_every_option_trains(flags):
 
 
 def test_a_vision_transformer_trains():
-    """Its Grad-CAM is by autograd: a double backward, which fused attention would refuse."""
+    """Its Grad-CAM is by autograd: a double backward, for which GradCAM unfuses the last attention."""
     trainer = tiny_trainer("--model", "timm/vit_tiny_patch16_224", "--batch-size", "4", "--ramp", "0")
     assert not trainer.state.cam.closed_form
     assert all(value.isfinite().all() for value in train_steps(trainer, 1).values())

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -148,16 +147,11 @@ class Trainer:
         own, others = place(batch).parts(parts), [None] * parts if free is None else place(free).parts(parts)
         for number, (part, other) in enumerate(zip(own, others, strict=True), 1):
             synchronise = number == parts or self.ranks.world == 1
-            with contextlib.nullcontext() if synchronise else self.net.no_sync(), self._attention():
+            with contextlib.nullcontext() if synchronise else self.net.no_sync():
                 ce, term, accuracy = self._losses(part, other)
                 self.state.scaler.scale((ce + weight * term) / parts).backward()
             figures.append(torch.stack([ce.detach(), term.detach(), accuracy]))
         return torch.stack(figures).mean(0)
-
-    def _attention(self):
-        """Grad-CAM by autograd differentiates twice, which fused attention cannot."""
-        twice = self.heatmap_loss is not None and not self.state.cam.closed_form
-        return sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
 
     def _losses(self, batch: Batch, free: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy summed over its views, the heatmap loss of a pair of views, and the accuracy.
