@@ -18,9 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from . import compiled_parts, model_checks
 from .capture import Capture
+from .families import ToMap, find_target
 from .model_output import logits_of
 from .module_facts import own_hooks
 from .pooled_head import Head, find_head, row_gradients
+from .target_layers import check_aspect, check_layout, is_reached, name_working_layer
 from .trees import from_iterables
 from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 
@@ -120,7 +122,7 @@ class GradCAM(nn.Module):
         model: maps a view [B, ...] to logits [B, K], or to an object or dict with such ``logits``; the bare network,
             not wrapped in DataParallel or DDP.
         target_layer: module of ``model``, or its dotted name ("layer4"), called once per forward, whose output is
-            [B, C, H, W] or is made so by ``reshape``.
+            [B, C, H, W] or is made so by ``reshape``; see also :meth:`auto`.
         reshape: applied to the layer's output and to its gradients; for token models, see :func:`tokens_to_map`.
         closed_form: "auto", True (raise if it is impossible) or False.
 
@@ -158,12 +160,35 @@ class GradCAM(nn.Module):
         self._head, self._reason = self._find_head()
         if closed_form is True and self._head is None:
             raise RuntimeError(f"closed_form must not be True for this model: {self._reason}")
+        self._reached = False
         self._capture = Capture()
         self._open = True
         self._attach()
         self.register_state_dict_post_hook(drop_prefix)
         self.register_load_state_dict_pre_hook(add_prefix)
         self.register_load_state_dict_post_hook(drop_prefix_of_missing)
+
+    @classmethod
+    def auto(cls, model: nn.Module, *, closed_form: bool | str = "auto") -> "GradCAM":
+        """``GradCAM`` with the target layer and the reshape of the model's family.
+
+        Any classifier of torchvision or timm, and others built like them: the layer is the last map before the pool, of
+        a model that reads a class token the input of its last attention. ``cam.target_layer`` and ``cam.reshape`` say
+        what was chosen; docs/families.md lists the families.
+        Raises ValueError, naming what to give, where no layer is known; otherwise as the constructor does.
+
+        Example::
+
+            >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+            >>> GradCAM.auto(net).target_layer
+            '0'
+        """
+        model_checks.check_model(model)
+        layer, reshape = find_target(model)
+        cam = cls(model, layer, reshape=reshape, closed_form=closed_form)
+        if cam._head is not None and cam._head.pooled == (2, 3):  # a proof that the layer's output is a map as it is
+            cam.reshape = None
+        return cam
 
     @property
     def closed_form(self) -> bool:
@@ -210,8 +235,10 @@ class GradCAM(nn.Module):
         batch (of one trailing shape); faster on a GPU that the views do not fill, but in train mode the statistics of
         BatchNorm are then those of all views together.
         Returns a tuple of one :class:`GradCAMOutput` a view, also for one view: ``(out,) = cam(x)``.
-        Raises TypeError or ValueError for wrong arguments, RuntimeError when the target layer is not called exactly
-        once, its output is modified in place afterwards, or this GradCAM was closed.
+        Raises TypeError or ValueError for wrong arguments; ValueError when the layer's output is not [B, C, H, W] or,
+        by the shape of the views, looks like [B, H, W, C]; RuntimeError when the target layer is not called exactly
+        once, its output is modified in place afterwards, the logits do not read its map (looked for until a gradient is
+        not zero, usually in the first step), or this GradCAM was closed.
         """
         _check_views(views, target, extra)
         if not self._open:
@@ -309,7 +336,7 @@ class GradCAM(nn.Module):
         gradients = row_gradients(weight[target], features, self._head.pooled, self.reshape)
         if self.reshape is not None:
             features = self.reshape(features)
-            _check_features(features, view, self.target_layer)
+            self._check_map(features, view, proven=True)
         return GradCAMOutput(logits, CAM(features, gradients, _image_size(view))), target
 
     # This frame alone is skipped, so that it can ask what is compiled with; the island itself is skipped whole.
@@ -330,15 +357,38 @@ class GradCAM(nn.Module):
             with compiled_parts.compiled(self.model, self.target_layer, self._capture.kept, backend):
                 logits, features = self._run(view, differentiate=True)
             target = _target(target, logits[:batch]).repeat(repeats)
-            gradients = _gradients(logits, features, target, attach, self.target_layer)
+            score, unsure = _score(logits, target), self.reshape is not None and not self._reached
+            gradients = _gradients(score, features, attach, self.target_layer, retain=unsure)
+            if unsure:
+                self._check_reached(gradients, score, features, view)
         # Such a leaf is the capture's own stand-in for an output that needed no gradient.
         if not attach or (features.is_leaf and not view.requires_grad):
             features = features.detach()
         if self.reshape is not None:
             features, gradients = self.reshape(features), self.reshape(gradients)
-        _check_features(features, view, self.target_layer)
+        self._check_map(features, view, proven=False)
         cam = CAM(features, gradients, _image_size(view))
         return GradCAMOutput(logits if attach else logits.detach(), cam), target
+
+    def _check_map(self, features: Tensor, view: Tensor, proven: bool) -> None:
+        """Refuse what is no map of the view; ``proven``: the closed form has shown that the layer's output is one."""
+        _check_features(features, view, self.target_layer)
+        if isinstance(self.reshape, ToMap):
+            check_aspect(features, view, self.target_layer)
+        elif self.reshape is None and not proven:
+            check_layout(features, view, self.target_layer)
+
+    def _check_reached(self, gradients: Tensor, score: Tensor, features: Tensor, view: Tensor) -> None:
+        """Refuse a map that no logit reads; looked at until a gradient is not zero, usually in the first step."""
+        reached = is_reached(gradients, score, features, self.reshape)
+        if reached is False:
+            other = name_working_layer(self.model, view, features, self.reshape)
+            remedy = f"{other!r} works" if other else "choose an earlier layer"
+            raise RuntimeError(
+                f"the logits must read the map of target layer {self.target_layer!r}, got a gradient that is zero "
+                f"everywhere (of its output only what reshape drops is read, as a class token's); {remedy}"
+            )
+        self._reached = reached is True
 
     @torch.compiler.disable(recursive=False, reason=_EAGER)
     def _logits(self, view: Tensor) -> Any:
@@ -435,14 +485,20 @@ def _normal(tensor: Tensor | None) -> Tensor | None:
     return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
-def _gradients(logits: Tensor, features: Tensor, target: Tensor, attach: bool, name: str) -> Tensor:
-    """d sum_b logits[b, target[b]] / d features, with a graph of its own where ``attach``."""
-    score = logits[: len(target)].gather(1, target[:, None]).sum()
+def _score(logits: Tensor, target: Tensor) -> Tensor:
+    """sum_b logits[b, target[b]]"""
+    return logits[: len(target)].gather(1, target[:, None]).sum()
+
+
+def _gradients(score: Tensor, features: Tensor, attach: bool, name: str, retain: bool) -> Tensor:
+    """d score / d features, with a graph of its own where ``attach``; the score's graph stays where ``retain``."""
     gradients = None
     if score.requires_grad:
         # Autocast is for forwards: a backward inside it would cast what it should not.
-        with torch.autocast(logits.device.type, enabled=False):
-            (gradients,) = torch.autograd.grad(score, features, create_graph=attach, allow_unused=True)
+        with torch.autocast(score.device.type, enabled=False):
+            (gradients,) = torch.autograd.grad(
+                score, features, create_graph=attach, retain_graph=attach or retain, allow_unused=True
+            )
     if gradients is None:
         raise RuntimeError(
             f"the logits must depend on the output of target layer {name!r}, got no gradient to it; choose a layer "

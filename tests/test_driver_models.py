@@ -8,6 +8,7 @@ from driver import checkpoints, evaluation, explainers, models
 from torch import nn
 
 from cgc_kernels import gradcam
+from cgc_kernels.families import find_target
 from tests.compare import assert_close
 
 pytest.importorskip("timm", reason="timm is in the train extra")
@@ -84,7 +85,7 @@ def test_our_heatmap_is_pytorch_grad_cams_for_torchvisions_vit():
     torch.manual_seed(0)
     vit = VisionTransformer(image_size=64, patch_size=16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
     nn.init.normal_(vit.heads.head.weight)
-    classifier = models.Classifier(vit.eval(), models.default_layer(vit), models.token_map(vit), "heads.head", [])
+    classifier = models.Classifier(vit.eval(), *find_target(vit), "heads.head", [])
     assert classifier.target_layer == "encoder.layers.encoder_layer_1.ln_1"
     assert assert_our_heatmap_is_theirs(classifier).any()
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cgc_kernels import GradCAM, tokens_to_map
+from cgc_kernels import GradCAM
+from cgc_kernels.families import find_target
 
 from . import checkpoints, storage
 from .small_resnet import SmallResNet
@@ -17,22 +18,6 @@ from .small_resnet import SmallResNet
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TIMM = "timm/"
 
-# The last map before pooling, by the names that torchvision and timm give it; the first that a model has.
-LAYERS = (
-    "layer4",  # ResNet and its kin
-    "permute",  # torchvision's Swin, whose stages keep channels last
-    "features.denseblock4",  # DenseNet: the norm after it is followed by an in-place ReLU
-    "features",  # ConvNeXt, EfficientNet, MobileNet, VGG, SqueezeNet, AlexNet of torchvision; VGG of timm
-    "stages",  # ConvNeXt of timm; the demo's network
-    "trunk_output",  # RegNet of torchvision
-    "s4",  # RegNet of timm
-    "conv5",  # ShuffleNet
-    "inception5b",  # GoogLeNet
-    "Mixed_7c",  # Inception
-    "bn2",  # EfficientNet of timm
-    "layers",  # MNASNet
-    "blocks",  # MaxViT; MobileNetV3 of timm
-)
 WITHOUT_AUXILIARY = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -45,7 +30,7 @@ class Classifier(NamedTuple):
     Attributes:
         model: images [B, 3, S, S] -> logits [B, K].
         target_layer: dotted name of the layer Grad-CAM explains.
-        reshape: from the layer's output to [B, C, H, W], None where it is that already.
+        reshape: from the layer's output to [B, C, H, W].
         head: dotted name of the last linear layer.
         notes: what a user should know: what of a checkpoint was taken, and what did not fit.
     """
@@ -77,11 +62,12 @@ def create(settings, classes: int, names: Sequence[str] = ()) -> Classifier:
     """
     model = _build(settings.model, classes, settings.pretrained, settings.image_size)
     notes = _initialise(model, settings.init, names) if settings.init else []
-    layer = settings.target_layer or default_layer(model)
+    target = find_target(model)
+    layer = settings.target_layer or target.layer
     if layer not in dict(model.named_modules()):
         near = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"--target-layer must name a module of {settings.model}, got {layer!r}; at the top: {near}")
-    return Classifier(model, layer, token_map(model), head_name(model), notes)
+    return Classifier(model, layer, target.reshape, head_name(model), notes)
 
 
 def grad_cam(classifier: Classifier) -> GradCAM:
@@ -97,50 +83,6 @@ def normalisation(name: str, pretrained: bool) -> tuple[tuple[float, ...], tuple
         known = _timm().get_pretrained_cfg(name.removeprefix(TIMM))
         return tuple(known.mean), tuple(known.std)
     return IMAGENET_MEAN, IMAGENET_STD
-
-
-def default_layer(model: nn.Module) -> str:
-    """The dotted name of the family's usual Grad-CAM layer; raises ValueError where the family is unknown.
-
-    Of a token model the first norm of its last block: after that the class token alone is read.
-    """
-    modules = dict(model.named_modules())
-    if _is_torchvision_vit(model):
-        return f"encoder.layers.{list(model.encoder.layers._modules)[-1]}.ln_1"
-    if hasattr(model, "num_prefix_tokens") and "blocks" in modules:
-        return f"blocks.{len(model.blocks) - 1}.norm1"
-    if getattr(model, "output_fmt", "") == "NHWC":
-        return "norm"
-    for name in LAYERS:
-        if name in modules:
-            # A list is never called itself.
-            return f"{name}.{len(modules[name]) - 1}" if isinstance(modules[name], nn.ModuleList) else name
-    near = ", ".join(name for name, _ in model.named_children())
-    raise ValueError(f"--target-layer must be given for {type(model).__name__}; at its top are {near}")
-
-
-def token_map(model: nn.Module) -> "ToMap | None":
-    """How the layers' outputs become maps, None where they are."""
-    if _is_torchvision_vit(model):
-        side = model.image_size // model.patch_size
-        return ToMap(side, side, 1)
-    if hasattr(model, "num_prefix_tokens") and hasattr(model, "patch_embed"):
-        return ToMap(*model.patch_embed.grid_size, model.num_prefix_tokens)
-    return ToMap(0, 0, 0) if getattr(model, "output_fmt", "") == "NHWC" else None
-
-
-class ToMap(NamedTuple):
-    """[B, prefix + height * width, C] -> [B, C, height, width]; 4-d outputs are channels last if height is 0."""
-
-    height: int
-    width: int
-    prefix: int
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The map."""
-        if output.ndim == 4:
-            return output if self.height else output.permute(0, 3, 1, 2)
-        return tokens_to_map(self.height, self.width, self.prefix)(output)
 
 
 def head_name(model: nn.Module) -> str:
@@ -251,10 +193,6 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
         new = nn.Conv2d(old.in_channels, classes, old.kernel_size)
     model.set_submodule(name, new)
     return model
-
-
-def _is_torchvision_vit(model: nn.Module) -> bool:
-    return type(model).__name__ == "VisionTransformer" and hasattr(model, "encoder")
 
 
 def synchronised(model: nn.Module) -> nn.Module:
