@@ -4,12 +4,12 @@ import pytest
 import train
 from driver_cases import SMALL, refused, run
 
-from tests import datasets
+from tests import data_sets
 
 
 @pytest.fixture
 def flags(tmp_path):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     return ["--data", "folder", "--data-root", root, "--boxes", root / "boxes.csv", "--check", *SMALL]
 
 
@@ -54,7 +54,7 @@ def test_many_classes_are_shortened(tmp_path, capsys):
     for split in ("train", "val"):
         for number in range(25):
             for index in range(1 + (number != 7)):
-                datasets.save_image(tmp_path / "data" / split / f"class{number:02d}" / f"{index}.png", number)
+                data_sets.save_image(tmp_path / "data" / split / f"class{number:02d}" / f"{index}.png", number)
     assert run(train.main, "--data", "folder", "--data-root", tmp_path / "data", "--check", *SMALL) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "25 classes, training and test images, the smallest:" in lines

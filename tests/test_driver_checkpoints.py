@@ -16,7 +16,7 @@ from driver_cases import TINY, assert_same, refused, run, train_on
 from PIL import Image
 from torch import nn
 
-from tests import datasets
+from tests import data_sets
 from tests.test_driver_models import create, save
 
 
@@ -24,7 +24,7 @@ from tests.test_driver_models import create, save
 def trained(tmp_path_factory):
     """A folder of cats and dogs, and a run of it."""
     place = tmp_path_factory.mktemp("trained")
-    root = datasets.make_folder(place / "data")
+    root = data_sets.make_folder(place / "data")
     assert train_on(root, place / "run") == 0
     return root, place / "run"
 
@@ -70,7 +70,7 @@ DIFFERENCE = "class 1 is 'dog' in the model, 'fox' in the data"
 
 
 def test_evaluate_compares_names(trained, tmp_path, capsys):
-    other = datasets.make_folder(tmp_path / "data")
+    other = data_sets.make_folder(tmp_path / "data")
     rename(other)
     flags = ["--data", "folder", "--data-root", other, "--output", tmp_path / "out"]
     assert DIFFERENCE in refused(capsys, evaluate.main, trained[1], *flags)
@@ -94,14 +94,14 @@ def test_the_report_of_a_finished_run_compares_names(copied, capsys):
 
 def test_the_report_of_a_finished_run_counts_the_test_images(copied, capsys):
     root, folder = copied
-    datasets.save_image(root / "val" / "cat" / "more.png", 99)
+    data_sets.save_image(root / "val" / "cat" / "more.png", 99)
     message = refused(capsys, train.main, "--resume", "--output", folder)
     assert "must be of the 5 test images, got" in message
     assert str(folder / "test.pt") in message
 
 
 def test_init_from_other_classes_takes_all_but_the_head(trained, tmp_path, capsys):
-    other = datasets.make_folder(tmp_path / "data")
+    other = data_sets.make_folder(tmp_path / "data")
     assert train_on(other, tmp_path / "same", "--init", trained[1] / "last.pt", "--lr", "1e-30") == 0
     assert "left as initialised" not in "".join(capsys.readouterr())
     rename(other)
@@ -126,7 +126,7 @@ def test_pretrained_weights_keep_their_head(tmp_path, capsys, monkeypatch):
     """They are for ImageNet: a new head for other data would be asked untrained."""
     build = models._build
     monkeypatch.setattr(models, "_build", lambda name, classes, _, size: build(name, classes, False, size))
-    flags = ["--pretrained", "--data", "folder", "--data-root", datasets.make_folder(tmp_path / "data")]
+    flags = ["--pretrained", "--data", "folder", "--data-root", data_sets.make_folder(tmp_path / "data")]
     assert "has 2 classes, got resnet18 with 1000" in refused(capsys, evaluate.main, "resnet18", *flags)
 
 
@@ -319,7 +319,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_another_checkpoint_has_the_classes_of_its_head(tmp_path, capsys):
-    datasets.save_image(tmp_path / "a.png", 1)
+    data_sets.save_image(tmp_path / "a.png", 1)
     path = save(tmp_path, {"state_dict": prefixed("module.")})
     flags = [tmp_path / "a.png", "--checkpoint", path, "--model", "small_resnet", "--image-size", "64", "--size", "64"]
     assert run(explain.main, *flags, "--output", tmp_path / "out", "--class", "6", "--device", "cpu") == 0
@@ -331,7 +331,7 @@ def test_another_checkpoint_may_lack_counters(tmp_path):
     """As those of PyTorch 0.4, and averaged ones of parameters and statistics alone."""
     state = {name: value for name, value in SOURCE.items() if value.is_floating_point()}
     assert len(state) < len(SOURCE)
-    datasets.save_image(tmp_path / "a.png", 1)
+    data_sets.save_image(tmp_path / "a.png", 1)
     flags = ["--model", "small_resnet", "--image-size", "64", "--output", tmp_path / "out", "--device", "cpu"]
     assert run(explain.main, tmp_path / "a.png", "--checkpoint", save(tmp_path, state), *flags) == 0
 
@@ -350,7 +350,7 @@ def test_another_checkpoint_must_be_whole_to_be_asked(gone, tmp_path, capsys):
 
 
 def test_a_network_without_weights_is_said_to_be_random(tmp_path, capsys):
-    datasets.save_image(tmp_path / "a.png", 1)
+    data_sets.save_image(tmp_path / "a.png", 1)
     flags = ["--checkpoint", "small_resnet", "--output", tmp_path, "--image-size", "64", "--size", "64"]
     assert run(explain.main, tmp_path / "a.png", *flags, "--device", "cpu") == 0
     assert "small_resnet has random weights" in capsys.readouterr().err
@@ -361,7 +361,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(trained, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     images = [Path("a/1.png"), Path("b/1.png"), Path("b/1.JPG"), Path("1-cat.png"), Path("A/1.png"), Path("1.png")]
     for number, path in enumerate(images):
-        datasets.save_image(path, number)
+        data_sets.save_image(path, number)
     before = Path("1-cat.png").read_bytes()
     flags = ["--checkpoint", trained[1], "--class", "cat", "--size", "32", "--device", "cpu", "--output", "."]
     assert run(explain.main, *images, *flags) == 0
@@ -373,7 +373,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(trained, tmp_path, mon
 
 
 def test_a_checkpoint_that_answers_nan_is_not_explained(tmp_path, capsys):
-    datasets.save_image(tmp_path / "a.png", 1)
+    data_sets.save_image(tmp_path / "a.png", 1)
     state = {name: value * 1e30 if value.is_floating_point() else value for name, value in SOURCE.items()}
     flags = [
         "--checkpoint",

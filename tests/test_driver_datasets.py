@@ -11,9 +11,9 @@ from driver.data import CorruptImage, DataError, aircraft, cars, cub, flowers, f
 from driver.data.demo import make_splits
 from driver.settings import Settings
 from PIL import Image
+from tests.data_sets import HEIGHT, WIDTH, WNIDS
 
-from tests import datasets
-from tests.datasets import HEIGHT, WIDTH, WNIDS
+from tests import data_sets
 
 
 def boxes_of(images, index=0):
@@ -39,7 +39,7 @@ def check(images, count, classes):
 
 @pytest.mark.parametrize("above", [False, True])
 def test_cub(tmp_path, above):
-    root = datasets.make_cub(tmp_path) / ("" if above else "CUB_200_2011")
+    root = data_sets.make_cub(tmp_path) / ("" if above else "CUB_200_2011")
     train, test = cub.load(str(root), "train"), cub.load(str(root), "test")
     check(train, 12, 3)
     check(test, 6, 3)
@@ -51,7 +51,7 @@ def test_cub(tmp_path, above):
 
 
 def test_aircraft(tmp_path):
-    root = str(datasets.make_aircraft(tmp_path))
+    root = str(data_sets.make_aircraft(tmp_path))
     counts = {split: len(aircraft.load(root, split)) for split in ("train", "val", "trainval", "test")}
     assert counts == {"train": 6, "val": 6, "trainval": 12, "test": 6}
     images = aircraft.load(root, "test")
@@ -63,7 +63,7 @@ def test_aircraft(tmp_path):
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_cars(tmp_path, beside):
-    root = str(datasets.make_cars(tmp_path, beside=beside))
+    root = str(data_sets.make_cars(tmp_path, beside=beside))
     train, test = cars.load(root, "train"), cars.load(root, "test")
     check(train, 12, 3)
     check(test, 6, 3)
@@ -77,7 +77,7 @@ def test_cars_of_one_image(tmp_path):
     """A MATLAB array of one arrives without its dimension."""
     from scipy.io import loadmat, savemat
 
-    root = datasets.make_cars(tmp_path)
+    root = data_sets.make_cars(tmp_path)
     path = root / "devkit" / "cars_train_annos.mat"
     savemat(path, {"annotations": loadmat(path)["annotations"][:, :1]})
     check(cars.load(str(root), "train"), 1, 3)
@@ -87,7 +87,7 @@ def test_cars_without_labels(tmp_path):
     import numpy as np
     from scipy.io import savemat
 
-    root = datasets.make_cars(tmp_path)
+    root = data_sets.make_cars(tmp_path)
     rows = np.array([(1, 1, 5, 5, "00001.jpg")], dtype=[(n, object) for n in ("bbox_x1", "b", "c", "d", "fname")])
     savemat(root / "devkit" / "cars_test_annos_withlabels.mat", {"annotations": rows[None]})
     with pytest.raises(DataError, match="has no labels"):
@@ -95,7 +95,7 @@ def test_cars_without_labels(tmp_path):
 
 
 def test_flowers(tmp_path):
-    root = str(datasets.make_flowers(tmp_path))
+    root = str(data_sets.make_flowers(tmp_path))
     train, val, test = (flowers.load(root, split) for split in ("train", "val", "test"))
     for images in (train, val, test):
         check(images, 12, 102)
@@ -110,7 +110,7 @@ def test_flowers(tmp_path):
 
 @pytest.mark.parametrize("annotations", ["xml", "csv"])
 def test_imagenet(tmp_path, annotations):
-    root = str(datasets.make_imagenet(tmp_path, annotations=annotations))
+    root = str(data_sets.make_imagenet(tmp_path, annotations=annotations))
     train, val = imagenet.load(root, "train"), imagenet.load(root, "val")
     check(train, 12, 3)
     check(val, 6, 3)
@@ -124,14 +124,14 @@ def test_imagenet(tmp_path, annotations):
 
 def test_imagenet_boxes_follow_the_image_to_another_size(tmp_path):
     """The XML file tells what size it speaks of; copies of ImageNet are often smaller."""
-    images = imagenet.load(str(datasets.make_imagenet(tmp_path)), "val")
+    images = imagenet.load(str(data_sets.make_imagenet(tmp_path)), "val")
     with Image.open(images.records[0].path) as image:
         image.resize((WIDTH // 2, HEIGHT // 4)).save(images.records[0].path)
     assert boxes_of(images) == [[5, 5, 20, 15], [5.5, 5, 20, 15]]
 
 
 def test_imagenet_with_boxes_elsewhere_and_names(tmp_path):
-    root = datasets.make_imagenet(tmp_path / "imagenet", annotations="csv")
+    root = data_sets.make_imagenet(tmp_path / "imagenet", annotations="csv")
     (root / "LOC_val_solution.csv").rename(tmp_path / "boxes.csv")
     (root / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n")
     assert not imagenet.load(str(root), "val").has_boxes
@@ -141,7 +141,7 @@ def test_imagenet_with_boxes_elsewhere_and_names(tmp_path):
 
 
 def test_unrel(tmp_path):
-    images = unrel.load(str(datasets.make_unrel(tmp_path)))
+    images = unrel.load(str(data_sets.make_unrel(tmp_path)))
     names = [images.classes[label] for label in images.labels.tolist()]
     assert names == ["bike", "dog", "dog"]  # a person is no class of ImageNet
     check(images, 3, len(unrel.MAPPING))
@@ -160,7 +160,7 @@ def test_unrel_mapping_names_classes_of_imagenet():
 
 
 def test_folder_with_boxes(tmp_path):
-    root = str(datasets.make_folder(tmp_path))
+    root = str(data_sets.make_folder(tmp_path))
     train, val = folder.load(root, "train", f"{root}/boxes.csv"), folder.load(root, "val", f"{root}/boxes.csv")
     check(train, 8, 2)
     check(val, 4, 2)
@@ -194,12 +194,12 @@ def test_boxes_need_their_header(tmp_path):
 # ---- open_data.
 
 MAKERS = {
-    "imagenet": datasets.make_imagenet,
-    "cub": datasets.make_cub,
-    "aircraft": datasets.make_aircraft,
-    "cars": datasets.make_cars,
-    "flowers": datasets.make_flowers,
-    "folder": datasets.make_folder,
+    "imagenet": data_sets.make_imagenet,
+    "cub": data_sets.make_cub,
+    "aircraft": data_sets.make_aircraft,
+    "cars": data_sets.make_cars,
+    "flowers": data_sets.make_flowers,
+    "folder": data_sets.make_folder,
 }
 DEMO = Settings(train_images=60, val_images=20, test_images=30)
 
@@ -220,13 +220,13 @@ def test_open_data(tmp_path, name):
 
 
 def test_open_data_of_unrel(tmp_path):
-    opened = open_data(Settings(data="unrel", data_root=str(datasets.make_unrel(tmp_path)), model="resnet18"))
+    opened = open_data(Settings(data="unrel", data_root=str(data_sets.make_unrel(tmp_path)), model="resnet18"))
     assert opened.train is None
     assert len(opened.groups) == len(opened.classes)
 
 
 def test_evaluation_needs_no_training_images(tmp_path):
-    root = datasets.make_imagenet(tmp_path, train=0)
+    root = data_sets.make_imagenet(tmp_path, train=0)
     opened = open_data(Settings(data="imagenet", data_root=str(root), model="resnet18"), training=False)
     assert len(opened.test) == 6
 
@@ -240,14 +240,14 @@ def test_missing_data_say_what_is_expected(tmp_path, name):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    root = datasets.make_cub(tmp_path)
+    root = data_sets.make_cub(tmp_path)
     (root / "CUB_200_2011" / "bounding_boxes.txt").unlink()
     with pytest.raises(DataError, match=r"lacks .*bounding_boxes.txt"):
         cub.load(str(root), "test")
 
 
 def test_boxes_flag_is_refused_where_boxes_are_part_of_the_data(tmp_path):
-    root = str(datasets.make_cub(tmp_path))
+    root = str(data_sets.make_cub(tmp_path))
     with pytest.raises(DataError, match="--boxes goes with --data imagenet or folder"):
         open_data(Settings(data="cub", data_root=root, boxes="boxes.csv", model="resnet18"))
 
@@ -257,7 +257,7 @@ def test_boxes_flag_is_refused_where_boxes_are_part_of_the_data(tmp_path):
 
 @pytest.mark.parametrize("name", ["demo", "cub"])
 def test_fraction_is_balanced_seeded_and_nested_in_nothing(tmp_path, name):
-    settings = DEMO if name == "demo" else Settings(data="cub", data_root=str(datasets.make_cub(tmp_path, train=8)))
+    settings = DEMO if name == "demo" else Settings(data="cub", data_root=str(data_sets.make_cub(tmp_path, train=8)))
     full = open_data(settings).train
     part = open_data(replace(settings, fraction=0.5)).train
     for label in full.labels.unique():
@@ -270,13 +270,13 @@ def test_fraction_is_balanced_seeded_and_nested_in_nothing(tmp_path, name):
 
 
 def test_fraction_keeps_one_of_each_class(tmp_path):
-    settings = Settings(data="cub", data_root=str(datasets.make_cub(tmp_path)), fraction=0.01)
+    settings = Settings(data="cub", data_root=str(data_sets.make_cub(tmp_path)), fraction=0.01)
     assert open_data(settings).train.labels.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["demo", "cub"])
 def test_rest_is_what_fraction_left_out(tmp_path, name):
-    settings = DEMO if name == "demo" else Settings(data="cub", data_root=str(datasets.make_cub(tmp_path)))
+    settings = DEMO if name == "demo" else Settings(data="cub", data_root=str(data_sets.make_cub(tmp_path)))
     full = open_data(settings).train
     opened = open_data(replace(settings, fraction=0.25, unlabeled="rest"))
     paths = [[record.path for record in part.records] for part in (opened.train, opened.unlabeled)]
@@ -288,8 +288,8 @@ def test_rest_is_what_fraction_left_out(tmp_path, name):
 
 
 def test_unlabeled_folder(tmp_path):
-    datasets.save_image(tmp_path / "a" / "b" / "1.png", 1)
-    datasets.save_image(tmp_path / "2.JPG", 2)
+    data_sets.save_image(tmp_path / "a" / "b" / "1.png", 1)
+    data_sets.save_image(tmp_path / "2.JPG", 2)
     (tmp_path / "notes.txt").write_text("no image")
     opened = open_data(replace(DEMO, unlabeled=str(tmp_path)))
     assert sorted(record.path for record in opened.unlabeled.records) == sorted(
@@ -305,7 +305,7 @@ def test_unlabeled_folder(tmp_path):
 
 @pytest.mark.parametrize("damage", ["text", "cut", "gone"])
 def test_unreadable_images_are_named(tmp_path, damage):
-    images = cub.load(str(datasets.make_cub(tmp_path)), "train")
+    images = cub.load(str(data_sets.make_cub(tmp_path)), "train")
     path = Path(images.records[0].path)
     whole = path.read_bytes()
     if damage == "gone":

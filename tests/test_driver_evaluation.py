@@ -12,7 +12,7 @@ from driver.settings import Settings
 from driver.views import original_view
 from PIL import Image
 
-from tests import datasets
+from tests import data_sets
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(train_images=20, val_images=30, test_images=130)
@@ -175,7 +175,7 @@ def test_model_is_left_in_eval_mode_and_without_gradients(cam, data):
 
 @pytest.fixture
 def birds(tmp_path):
-    root = datasets.make_cub(tmp_path)
+    root = data_sets.make_cub(tmp_path)
     return replace(SETTINGS, data="cub", data_root=str(root), model="small_resnet", image_size=64)
 
 
@@ -211,7 +211,7 @@ def test_workers_change_nothing(birds):
 
 
 def test_images_without_boxes_are_measured_without_them(tmp_path, birds):
-    datasets.save_image(tmp_path / "1.png", 1)
+    data_sets.save_image(tmp_path / "1.png", 1)
     opened = open_data(birds)._replace(test=Images([Record(str(tmp_path / "1.png"), 0)], ("a", "b", "c")))
     cam = models.grad_cam(models.create(birds, 3))
     summary = evaluation.summarise(evaluation.measures(evaluation.explain(cam, opened.test, opened, CPU, seed=0)))

@@ -12,7 +12,7 @@ import torch
 import train
 from PIL import Image
 
-from tests import datasets
+from tests import data_sets
 
 # Widths of a real network, images of a toy.
 SMALL = (
@@ -20,12 +20,12 @@ SMALL = (
     "--no-progress"
 )
 MAKERS = {
-    "imagenet": datasets.make_imagenet,
-    "cub": datasets.make_cub,
-    "aircraft": datasets.make_aircraft,
-    "cars": datasets.make_cars,
-    "flowers": datasets.make_flowers,
-    "folder": datasets.make_folder,
+    "imagenet": data_sets.make_imagenet,
+    "cub": data_sets.make_cub,
+    "aircraft": data_sets.make_aircraft,
+    "cars": data_sets.make_cars,
+    "flowers": data_sets.make_flowers,
+    "folder": data_sets.make_folder,
 }
 WITH_BOXES = ("imagenet", "cub", "aircraft", "cars", "folder", "demo")
 
@@ -60,7 +60,7 @@ def test_train_evaluate_report(name, tmp_path, capsys):
 
 
 def test_a_part_of_the_labels_and_the_rest_without(tmp_path):
-    root = datasets.make_imagenet(tmp_path / "data", train=16)
+    root = data_sets.make_imagenet(tmp_path / "data", train=16)
     more = ["--fraction", "0.5", "--unlabeled", "rest", "--method", "cgc", "--faithfulness", "2"]
     trained("imagenet", root, tmp_path / "run", *more)
     saved = torch.load(tmp_path / "run" / "test.pt", weights_only=True)
@@ -68,7 +68,7 @@ def test_a_part_of_the_labels_and_the_rest_without(tmp_path):
 
 
 def test_an_unreadable_image_is_counted_or_fatal(tmp_path, capsys):
-    root = datasets.make_cub(tmp_path / "data")
+    root = data_sets.make_cub(tmp_path / "data")
     broken = sorted(root.rglob("*_0001_*.jpg")) + sorted(root.rglob("*_0005_*.jpg"))
     assert len(broken) == 2
     for path in broken:
@@ -82,7 +82,7 @@ def test_an_unreadable_image_is_counted_or_fatal(tmp_path, capsys):
 
 
 def test_unrel_asks_a_classifier_of_imagenet(tmp_path, capsys):
-    root = datasets.make_unrel(tmp_path / "data")
+    root = data_sets.make_unrel(tmp_path / "data")
     flags = ["--data", "unrel", "--data-root", root, "--image-size", "64", "--device", "cpu"]
     torch.manual_seed(0)
     assert run(evaluate.main, "resnet18", *flags, "--output", tmp_path / "out") == 0
@@ -95,7 +95,7 @@ def test_unrel_asks_a_classifier_of_imagenet(tmp_path, capsys):
 
 
 def test_two_models_and_two_explainers_side_by_side(tmp_path):
-    root = datasets.make_cub(tmp_path / "data")
+    root = data_sets.make_cub(tmp_path / "data")
     state = trained("cub", root, tmp_path / "run") and torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     swav = tmp_path / "others.pth"
     torch.save({"state_dict": {f"module.{name}": value for name, value in state["model"].items()}}, swav)
@@ -116,7 +116,7 @@ def test_two_models_and_two_explainers_side_by_side(tmp_path):
 
 
 def test_explain_writes_overlays(tmp_path, capsys):
-    root = datasets.make_cub(tmp_path / "data")
+    root = data_sets.make_cub(tmp_path / "data")
     trained("cub", root, tmp_path / "run")
     capsys.readouterr()
     images = sorted((root / "CUB_200_2011" / "images").rglob("*.jpg"))[:2]
@@ -171,8 +171,8 @@ def test_evaluate_names_what_is_wrong(flags, message, demo_run, tmp_path, capsys
         "unrel": tmp_path / "unrel",
         "other": tmp_path / "other.pt",
     }
-    datasets.make_cub(places["cub"])
-    datasets.make_unrel(places["unrel"])
+    data_sets.make_cub(places["cub"])
+    data_sets.make_unrel(places["unrel"])
     torch.save({"state_dict": {"x": torch.zeros(1)}}, places["other"])
     with pytest.raises(SystemExit) as stop:
         run(evaluate.main, *[flag.format(**places) for flag in flags.split()])

@@ -14,7 +14,7 @@ import train
 from driver import settings, storage
 from driver_cases import TINY, refused, started, wait_until
 
-from tests import datasets
+from tests import data_sets
 
 
 def claiming(wanted: settings.Settings) -> tuple[int, int]:
@@ -133,5 +133,5 @@ def test_folders_that_cannot_be_made_are_messages(tmp_path, name, capsys):
     folder = tmp_path / name.format(file="file")
     refused(capsys, train.main, *tiny(folder))
     refused(capsys, evaluate.main, "small_resnet", "--data", "demo", "--test-images", 10, "--output", folder)
-    datasets.save_image(tmp_path / "a.png", 0)
+    data_sets.save_image(tmp_path / "a.png", 0)
     refused(capsys, explain.main, tmp_path / "a.png", "--checkpoint", "small_resnet", "--output", folder)

@@ -16,7 +16,7 @@ from driver.data import CorruptImage, DataError, check_readable, open_data
 from driver.settings import Settings
 from PIL import Image
 
-from tests import datasets
+from tests import data_sets
 
 EACH = 50  # mutations of each data set
 IMAGES = (".png", ".jpg", ".JPEG")
@@ -24,22 +24,22 @@ TEXTS = (".txt", ".csv", ".xml")
 
 
 def imagenet_xml(root):
-    return datasets.make_imagenet(root, train=2, val=2)
+    return data_sets.make_imagenet(root, train=2, val=2)
 
 
 def imagenet_csv(root):
-    return datasets.make_imagenet(root, train=2, val=2, annotations="csv")
+    return data_sets.make_imagenet(root, train=2, val=2, annotations="csv")
 
 
 KINDS = {
     "imagenet": imagenet_xml,
     "imagenet csv": imagenet_csv,
-    "cub": lambda root: datasets.make_cub(root, 2, 2),
-    "aircraft": lambda root: datasets.make_aircraft(root, 1, 1, 1),
-    "cars": lambda root: datasets.make_cars(root, 2, 1),
-    "flowers": lambda root: datasets.make_flowers(root, 1),
-    "unrel": datasets.make_unrel,
-    "folder": lambda root: datasets.make_folder(root, 2, 2),
+    "cub": lambda root: data_sets.make_cub(root, 2, 2),
+    "aircraft": lambda root: data_sets.make_aircraft(root, 1, 1, 1),
+    "cars": lambda root: data_sets.make_cars(root, 2, 1),
+    "flowers": lambda root: data_sets.make_flowers(root, 1),
+    "unrel": data_sets.make_unrel,
+    "folder": lambda root: data_sets.make_folder(root, 2, 2),
 }
 
 

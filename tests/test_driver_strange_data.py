@@ -23,9 +23,9 @@ from driver.views import original_view
 from driver_cases import ROOT, SMALL, assert_same, refused, run
 from PIL import Image
 from scipy.io import loadmat, savemat
+from tests.data_sets import WNIDS
 
-from tests import datasets
-from tests.datasets import WNIDS
+from tests import data_sets
 
 
 def opened(root, name="folder", **more) -> data.Data:
@@ -51,8 +51,8 @@ def flatten(root: Path, split: str = "val") -> Path:
 @pytest.mark.parametrize("train_images", [0, 2])
 def test_kaggles_flat_validation_folder(tmp_path, train_images):
     """Its labels are those of the CSV, its boxes as well."""
-    nested = datasets.make_imagenet(tmp_path / "nested", train=train_images, annotations="csv")
-    flat = flatten(datasets.make_imagenet(tmp_path / "flat", train=train_images, annotations="csv"))
+    nested = data_sets.make_imagenet(tmp_path / "nested", train=train_images, annotations="csv")
+    flat = flatten(data_sets.make_imagenet(tmp_path / "flat", train=train_images, annotations="csv"))
     expected = imagenet.load(str(nested), "val")
     images = imagenet.load(str(flat), "val")
     by_name = {Path(record.path).name: record[1:] for record in expected.records}
@@ -78,7 +78,7 @@ def test_kaggles_flat_validation_folder(tmp_path, train_images):
     ],
 )
 def test_kaggles_csv_is_refused_by_line(tmp_path, change, message):
-    root = flatten(datasets.make_imagenet(tmp_path, train=1, annotations="csv"))
+    root = flatten(data_sets.make_imagenet(tmp_path, train=1, annotations="csv"))
     path = root / "LOC_val_solution.csv"
     path.write_text(change(path.read_text()))
     with pytest.raises(DataError, match=f"LOC_val_solution.csv,? ?{message}"):
@@ -86,7 +86,7 @@ def test_kaggles_csv_is_refused_by_line(tmp_path, change, message):
 
 
 def test_a_flat_validation_folder_without_labels_says_what_is_missing(tmp_path):
-    root = flatten(datasets.make_imagenet(tmp_path))
+    root = flatten(data_sets.make_imagenet(tmp_path))
     with pytest.raises(DataError, match=r"must hold .*<wnid>/\*\.JPEG, or the labels in .*LOC_val_solution"):
         imagenet.load(str(root), "val")
 
@@ -103,7 +103,7 @@ XML = {
 
 @pytest.mark.parametrize("damage", XML)
 def test_boxes_that_cannot_be_read_are_a_named_skip(tmp_path, damage):
-    images = imagenet.load(str(datasets.make_imagenet(tmp_path)), "val")
+    images = imagenet.load(str(data_sets.make_imagenet(tmp_path)), "val")
     path = Path(images.annotations[Path(images.records[0].path).stem])
     path.write_text(path.read_text().replace(*XML[damage]))
     with pytest.raises(CorruptImage, match=f"{images.records[0].path}: its boxes, {path}"):
@@ -113,7 +113,7 @@ def test_boxes_that_cannot_be_read_are_a_named_skip(tmp_path, damage):
 
 def test_one_bad_annotation_does_not_end_the_training(tmp_path, capsys):
     """It is counted; fatal with --strict, and then the trained epoch is kept."""
-    root = datasets.make_imagenet(tmp_path / "data")
+    root = data_sets.make_imagenet(tmp_path / "data")
     broken = sorted(root.rglob("*.xml"))[3]
     broken.write_text("<annotation>")
     flags = ["--data", "imagenet", "--data-root", root, "--method", "baseline", *SMALL]
@@ -140,11 +140,11 @@ ENCODINGS = {
     "no last line end": lambda text: text.rstrip("\n").encode(),
 }
 TEXTS = {
-    "folder": (datasets.make_folder, "boxes.csv", {"boxes": "{root}/boxes.csv"}),
-    "cub": (datasets.make_cub, "CUB_200_2011/bounding_boxes.txt", {}),
-    "cub classes": (datasets.make_cub, "CUB_200_2011/classes.txt", {}),
-    "aircraft": (datasets.make_aircraft, "fgvc-aircraft-2013b/data/variants.txt", {}),
-    "imagenet": (lambda root: datasets.make_imagenet(root, annotations="csv"), "LOC_val_solution.csv", {}),
+    "folder": (data_sets.make_folder, "boxes.csv", {"boxes": "{root}/boxes.csv"}),
+    "cub": (data_sets.make_cub, "CUB_200_2011/bounding_boxes.txt", {}),
+    "cub classes": (data_sets.make_cub, "CUB_200_2011/classes.txt", {}),
+    "aircraft": (data_sets.make_aircraft, "fgvc-aircraft-2013b/data/variants.txt", {}),
+    "imagenet": (lambda root: data_sets.make_imagenet(root, annotations="csv"), "LOC_val_solution.csv", {}),
 }
 
 
@@ -193,7 +193,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_path_may_be_spelt_otherwise(tmp_path, spelling):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     before = boxes(opened(root, boxes=str(root / "boxes.csv")).test)
     after = rewritten(root, SPELLINGS[spelling])
     assert boxes(after.test) == before
@@ -202,13 +202,13 @@ def test_a_path_may_be_spelt_otherwise(tmp_path, spelling):
 
 
 def test_a_path_may_be_absolute(tmp_path):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     assert sum(map(len, boxes(rewritten(root, lambda line: f"{root}/{line}").test))) == 5
 
 
 @pytest.mark.parametrize(("here", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_letters_may_be_composed_otherwise(tmp_path, here, there):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     for split in ("train", "val"):
         (root / split / "cat").rename(root / split / unicodedata.normalize(here, "caf\u00e9"))
     after = rewritten(root, lambda line: line.replace("cat", unicodedata.normalize(there, "caf\u00e9")))
@@ -225,7 +225,7 @@ def test_letters_may_be_composed_otherwise(tmp_path, here, there):
     ids=["folder missing", "other folder", "other suffix"],
 )
 def test_boxes_that_name_no_image_are_an_error(tmp_path, change, capsys):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     with pytest.raises(DataError, match=r"must name images of .*, such as 'val/cat/0.png'.*boxes.csv, line 2:"):
         rewritten(root, change)
     flags = ["--data", "folder", "--data-root", root, "--boxes", root / "boxes.csv", "--output", tmp_path / "run"]
@@ -233,7 +233,7 @@ def test_boxes_that_name_no_image_are_an_error(tmp_path, change, capsys):
 
 
 def test_boxes_of_which_some_name_no_image_are_counted(tmp_path, capsys):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     after = rewritten(root, lambda line: line.replace("val/dog/1", "val/dog/9"))
     wrong, bare = sorted(after.notes)
     assert "1 images named there are not here, the first is" in bare + wrong
@@ -246,7 +246,7 @@ def test_boxes_of_which_some_name_no_image_are_counted(tmp_path, capsys):
 
 def test_boxes_of_images_of_another_split_are_no_misses(tmp_path):
     """Also where the training images are not opened."""
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     with (root / "boxes.csv").open("a") as file:
         file.write("train/cat/0.png,0,0,1,1\n")
     settings = Settings(data="folder", data_root=str(root), boxes=str(root / "boxes.csv"), model="small_resnet")
@@ -255,7 +255,7 @@ def test_boxes_of_images_of_another_split_are_no_misses(tmp_path):
 
 @pytest.mark.parametrize("annotations", ["xml", "csv"])
 def test_annotations_of_other_images_are_an_error(tmp_path, annotations):
-    root = datasets.make_imagenet(tmp_path, annotations=annotations)
+    root = data_sets.make_imagenet(tmp_path, annotations=annotations)
     for path in list(root.glob("val/*/*.JPEG")):
         path.rename(path.with_stem(f"my_{path.stem}"))
     with pytest.raises(DataError, match=r"must name images of .*my_ILSVRC2012"):
@@ -311,7 +311,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, kind):
 
 def rotated_folder(root: Path, orientation: int) -> Path:
     """A folder of JPEG files with a bright box that is stored turned, and its place in the stored pixels."""
-    datasets.make_folder(root)
+    data_sets.make_folder(root)
     pixels = np.zeros((72, 96, 3), dtype=np.uint8)
     pixels[10:30, 20:70] = 255
     image = Image.fromarray(pixels)
@@ -344,7 +344,7 @@ def test_orientation_is_followed_boxes_included(tmp_path, orientation):
 
 def test_boxes_of_published_data_sets_are_of_the_stored_pixels(tmp_path):
     """There the orientation is not followed, as it was not by those who drew them."""
-    root = datasets.make_cub(tmp_path)
+    root = data_sets.make_cub(tmp_path)
     images = cub.load(str(root), "test")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -366,7 +366,7 @@ def test_unlabeled_images_are_upright(tmp_path):
 
 @pytest.mark.parametrize("clutter", [".ipynb_checkpoints", "empty", "__MACOSX", "@eaDir", "notes"])
 def test_clutter_is_no_class(tmp_path, clutter):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     before = opened(root)
     for split in ("train", "val"):
         place = root / split / clutter
@@ -374,30 +374,30 @@ def test_clutter_is_no_class(tmp_path, clutter):
         if clutter == "notes":
             (place / "read.txt").write_text("no image")
         elif clutter != "empty":
-            datasets.save_image(place / "1.png", 1)
+            data_sets.save_image(place / "1.png", 1)
     after = opened(root)
     assert after.classes == before.classes == ("cat", "dog")
     assert after.train.records == before.train.records
 
 
 def test_clutter_is_no_image(tmp_path):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     before = opened(root)
     (root / "train" / "cat" / "._0.png").write_bytes(b"\x00\x05\x16\x07")
-    datasets.save_image(root / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png", 1)
+    data_sets.save_image(root / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png", 1)
     (root / "train" / "cat" / "folder.png").mkdir()
     assert opened(root).train.records == before.train.records
 
 
 def test_imagenet_has_no_class_of_clutter(tmp_path):
-    root = datasets.make_imagenet(tmp_path)
-    datasets.save_image(root / "train" / ".thumbs" / "1.JPEG", 1)
+    root = data_sets.make_imagenet(tmp_path)
+    data_sets.save_image(root / "train" / ".thumbs" / "1.JPEG", 1)
     (root / "val" / "n00000000").mkdir()
     assert opened(root, "imagenet").classes == WNIDS
 
 
 def test_a_split_without_a_class_keeps_the_numbers_of_the_others(tmp_path):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     for path in (root / "val" / "cat").iterdir():
         path.unlink()
     settings = Settings(data="folder", data_root=str(root), model="small_resnet")
@@ -409,7 +409,7 @@ def test_a_split_without_a_class_keeps_the_numbers_of_the_others(tmp_path):
 
 
 def test_a_class_that_is_not_trained_on_is_named(tmp_path):
-    root = datasets.make_folder(tmp_path)
+    root = data_sets.make_folder(tmp_path)
     (root / "val" / "dog").rename(root / "val" / "Dog")
     with pytest.raises(DataError, match=r"val/Dog must be a class of .*train, got none there"):
         opened(root)
@@ -427,14 +427,14 @@ def test_a_class_that_is_not_trained_on_is_named(tmp_path):
     ],
 )
 def test_links_to_other_classes_are_refused(tmp_path, link, target):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     (root / link).symlink_to((root / target).resolve(), target_is_directory=True)
     with pytest.raises(DataError, match=f"{root / link} must not be a link to {(root / target).resolve()}"):
         opened(root)
 
 
 def test_links_to_images_kept_elsewhere_are_followed(tmp_path):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     before = len(opened(root).train)
     (root / "train" / "cat").rename(tmp_path / "pool")
     (root / "train" / "cat").symlink_to(tmp_path / "pool", target_is_directory=True)
@@ -445,7 +445,7 @@ def test_links_to_images_kept_elsewhere_are_followed(tmp_path):
 
 
 def test_a_path_of_cub_may_hold_spaces(tmp_path):
-    root = datasets.make_cub(tmp_path)
+    root = data_sets.make_cub(tmp_path)
     table = root / "CUB_200_2011" / "images.txt"
     first = cub.load(str(root), "train").records[0]
     Path(first.path).rename(Path(first.path).with_name("a bird.jpg"))
@@ -458,17 +458,17 @@ PLANES = "fgvc-aircraft-2013b/data"
 WRONG_LINES = [
     (
         cub,
-        datasets.make_cub,
+        data_sets.make_cub,
         f"{CUB}/bounding_boxes.txt",
         3,
         None,
         "bounding_boxes.txt lacks a line for 3, .*images.txt",
     ),
-    (cub, datasets.make_cub, f"{CUB}/train_test_split.txt", 3, None, "train_test_split.txt lacks a line for 3"),
-    (cub, datasets.make_cub, f"{CUB}/image_class_labels.txt", 3, None, "image_class_labels.txt lacks a line for 3"),
+    (cub, data_sets.make_cub, f"{CUB}/train_test_split.txt", 3, None, "train_test_split.txt lacks a line for 3"),
+    (cub, data_sets.make_cub, f"{CUB}/image_class_labels.txt", 3, None, "image_class_labels.txt lacks a line for 3"),
     (
         cub,
-        datasets.make_cub,
+        data_sets.make_cub,
         f"{CUB}/image_class_labels.txt",
         3,
         "3 9",
@@ -476,28 +476,28 @@ WRONG_LINES = [
     ),
     (
         cub,
-        datasets.make_cub,
+        data_sets.make_cub,
         f"{CUB}/image_class_labels.txt",
         3,
         "3 x",
         "line 3: an integer from 1 to 3 is expected, got 'x'",
     ),
-    (cub, datasets.make_cub, f"{CUB}/train_test_split.txt", 3, "3 2", "line 3: an integer from 0 to 1 is expected"),
-    (cub, datasets.make_cub, f"{CUB}/bounding_boxes.txt", 3, "3 1 2 3", "line 3: id x y width height are expected"),
-    (cub, datasets.make_cub, f"{CUB}/bounding_boxes.txt", 3, "3 1 2 -3 4", "line 3: left < right"),
+    (cub, data_sets.make_cub, f"{CUB}/train_test_split.txt", 3, "3 2", "line 3: an integer from 0 to 1 is expected"),
+    (cub, data_sets.make_cub, f"{CUB}/bounding_boxes.txt", 3, "3 1 2 3", "line 3: id x y width height are expected"),
+    (cub, data_sets.make_cub, f"{CUB}/bounding_boxes.txt", 3, "3 1 2 -3 4", "line 3: left < right"),
     (
         cub,
-        datasets.make_cub,
+        data_sets.make_cub,
         f"{CUB}/bounding_boxes.txt",
         3,
         "3 1 2 nan 4",
         "line 3: left, top, right and bottom must be",
     ),
-    (cub, datasets.make_cub, f"{CUB}/images.txt", 3, "3", "line 3: id path are expected"),
-    (cub, datasets.make_cub, f"{CUB}/images.txt", 3, "2 x.jpg", "line 3: id 2 is there twice, first in .*line 2"),
-    (aircraft, datasets.make_aircraft, f"{PLANES}/images_box.txt", 1, None, "images_box.txt lacks a line for 0034309"),
-    (aircraft, datasets.make_aircraft, f"{PLANES}/images_box.txt", 1, "0034309 9 1 2 3", "line 1: left < right"),
-    (aircraft, datasets.make_aircraft, f"{PLANES}/variants.txt", 1, "747", "variant must be one of .*, got '707-320'"),
+    (cub, data_sets.make_cub, f"{CUB}/images.txt", 3, "3", "line 3: id path are expected"),
+    (cub, data_sets.make_cub, f"{CUB}/images.txt", 3, "2 x.jpg", "line 3: id 2 is there twice, first in .*line 2"),
+    (aircraft, data_sets.make_aircraft, f"{PLANES}/images_box.txt", 1, None, "images_box.txt lacks a line for 0034309"),
+    (aircraft, data_sets.make_aircraft, f"{PLANES}/images_box.txt", 1, "0034309 9 1 2 3", "line 1: left < right"),
+    (aircraft, data_sets.make_aircraft, f"{PLANES}/variants.txt", 1, "747", "variant must be one of .*, got '707-320'"),
 ]
 
 
@@ -512,7 +512,7 @@ def test_wrong_and_missing_lines_are_named(tmp_path, loader, make, name, number,
 
 
 def test_a_split_of_no_images_is_named(tmp_path):
-    root = datasets.make_cub(tmp_path)
+    root = data_sets.make_cub(tmp_path)
     path = root / CUB / "train_test_split.txt"
     path.write_text(path.read_text().replace(" 0\n", " 1\n"))
     with pytest.raises(DataError, match=f"{root} must have test images, got none in its lists"):
@@ -520,11 +520,11 @@ def test_a_split_of_no_images_is_named(tmp_path):
 
 
 MAT = [
-    (cars, datasets.make_cars, "devkit/cars_train_annos.mat"),
-    (cars, datasets.make_cars, "devkit/cars_meta.mat"),
-    (flowers, datasets.make_flowers, "imagelabels.mat"),
-    (flowers, datasets.make_flowers, "setid.mat"),
-    (unrel, datasets.make_unrel, "annotations.mat"),
+    (cars, data_sets.make_cars, "devkit/cars_train_annos.mat"),
+    (cars, data_sets.make_cars, "devkit/cars_meta.mat"),
+    (flowers, data_sets.make_flowers, "imagelabels.mat"),
+    (flowers, data_sets.make_flowers, "setid.mat"),
+    (unrel, data_sets.make_unrel, "annotations.mat"),
 ]
 
 
@@ -544,7 +544,7 @@ def test_damaged_mat_files_are_named(tmp_path, loader, make, name, damage):
 
 @pytest.mark.parametrize(("field", "value"), [("class", 9), ("class", 0), ("bbox_x2", 0), ("bbox_y1", np.nan)])
 def test_wrong_annotations_of_cars_are_named(tmp_path, field, value):
-    path = datasets.make_cars(tmp_path) / "devkit" / "cars_train_annos.mat"
+    path = data_sets.make_cars(tmp_path) / "devkit" / "cars_train_annos.mat"
     rows = loadmat(path)["annotations"]
     rows[field][0, 4] = value
     savemat(path, {"annotations": rows})
@@ -562,9 +562,9 @@ def spoil(root: Path, split: str) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_split_without_a_readable_image_is_refused_at_the_start(tmp_path, split, capsys):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     for path in list((root / "val").rglob("*.png")):
-        datasets.save_image(root / "test" / path.parent.name / path.name, 3)
+        data_sets.save_image(root / "test" / path.parent.name / path.name, 3)
     spoil(root, split)
     name = {"train": "training"}.get(split, split)
     assert f"must hold {name} images that can be read, got none of" in refused(
@@ -575,9 +575,9 @@ def test_a_split_without_a_readable_image_is_refused_at_the_start(tmp_path, spli
 
 @pytest.mark.parametrize(("split", "checkpoint"), [("val", 0), ("test", 1)])
 def test_a_split_that_becomes_unreadable_ends_in_a_message(tmp_path, split, checkpoint, capsys, monkeypatch):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     for path in list((root / "val").rglob("*.png")):
-        datasets.save_image(root / "test" / path.parent.name / path.name, 3)
+        data_sets.save_image(root / "test" / path.parent.name / path.name, 3)
     monkeypatch.setattr(train.data, "check_readable", lambda _: spoil(root, split))
     flags = ["--data", "folder", "--data-root", root, "--output", tmp_path / "run", *SMALL]
     assert f"must hold {split} images that can be read, got none of 4" in refused(capsys, train.main, *flags)
@@ -587,7 +587,7 @@ def test_a_split_that_becomes_unreadable_ends_in_a_message(tmp_path, split, chec
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_strict_survives_a_loaders_workers(tmp_path, split, capsys):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     broken = root / split / "dog" / "1.png"
     broken.write_bytes(b"no image")
     flags = ["--data", "folder", "--data-root", root, *SMALL, "--output", tmp_path / "run", "--strict"]
@@ -597,7 +597,7 @@ def test_strict_survives_a_loaders_workers(tmp_path, split, capsys):
 
 
 def test_an_evaluation_of_unreadable_images_is_refused(tmp_path, capsys):
-    root = datasets.make_folder(tmp_path / "data")
+    root = data_sets.make_folder(tmp_path / "data")
     spoil(root, "val")
     flags = ["--data", "folder", "--data-root", root, "--output", tmp_path / "out", "--workers", 2]
     said = refused(capsys, evaluate.main, "small_resnet", *flags)
