@@ -11,9 +11,9 @@ from driver.data import CorruptImage, DataError, aircraft, cars, cub, flowers, f
 from driver.data.demo import make_splits
 from driver.settings import Settings
 from PIL import Image
-from tests.data_sets import HEIGHT, WIDTH, WNIDS
 
 from tests import data_sets
+from tests.data_sets import HEIGHT, WIDTH, WNIDS
 
 
 def boxes_of(images, index=0):

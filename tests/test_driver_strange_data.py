@@ -23,9 +23,9 @@ from driver.views import original_view
 from driver_cases import ROOT, SMALL, assert_same, refused, run
 from PIL import Image
 from scipy.io import loadmat, savemat
-from tests.data_sets import WNIDS
 
 from tests import data_sets
+from tests.data_sets import WNIDS
 
 
 def opened(root, name="folder", **more) -> data.Data:
