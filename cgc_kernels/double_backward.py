@@ -1,5 +1,7 @@
 """Second derivatives of the loss are refused aloud: a formula that is merely missing would give wrong numbers."""
 
+import functools
+
 import torch
 
 MESSAGE = (
@@ -15,7 +17,27 @@ def refuse(ctx, *grads):
 
 def refused(grads, others):
     """`grads`, None among them, which refuse to be differentiated with respect to anything that `others` depend on."""
-    return tuple(None if grad is None else _Refuse.apply(grad, *others) for grad in grads)
+    return tuple(None if grad is None else apply(_Refuse, grad, *others) for grad in grads)
+
+
+def apply(function: type[torch.autograd.Function], *inputs):
+    """``function.apply``, of a function with a ``setup_context``, in eager mode: torch.func needs it, and elsewhere it
+    costs more than small tensors do, since torch binds the arguments by signature."""
+    transforming = torch._C._are_functorch_transforms_active()
+    return (function if transforming else _in_one(function)).apply(*inputs)
+
+
+@functools.cache
+def _in_one(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The same function, whose forward sets up its context itself."""
+
+    def forward(ctx, *inputs):
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": forward, "setup_context": torch.autograd.Function.setup_context}
+    return type(function.__name__, (function,), {name: staticmethod(method) for name, method in methods.items()})
 
 
 class _Identity(torch.autograd.Function):
@@ -39,7 +61,7 @@ class DifferentiableOnce(_Identity):
 
     @staticmethod
     def backward(ctx, grad):
-        return _Refuse.apply(grad)
+        return apply(_Refuse, grad)
 
 
 class _Refuse(_Identity):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from .. import double_backward
 from ..double_backward import DifferentiableOnce
 from ..options import NEAR_DEAD_SUM
 from .backend import Backend
@@ -42,8 +43,10 @@ def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> to
     by (s + eps) / s_min, which bounds what would otherwise grow like 1 / s (docs/mathematics.md)."""
     sums = sums.detach()
     scale = torch.where(sums < NEAR_DEAD_SUM, (sums + eps) / NEAR_DEAD_SUM, torch.ones_like(sums))
-    damp = _Damp if torch.compiler.is_compiling() else _DampBothModes
-    return damp.apply(heatmaps, scale.to(heatmaps.dtype))
+    scale = scale.to(heatmaps.dtype)
+    if torch.compiler.is_compiling():
+        return _Damp.apply(heatmaps, scale)
+    return double_backward.apply(_DampBothModes, heatmaps, scale)
 
 
 def plain_backend(name: str, *stages: Callable) -> Backend:
@@ -58,7 +61,7 @@ def _guarded(stage: Callable, *args):
     of the graph, and otherwise takes the gradient for a constant, as it does for every function that it compiles.
     """
     if not torch.compiler.is_compiling():
-        args = [DifferentiableOnce.apply(a) if _needs_grad(a) else a for a in args]
+        args = [double_backward.apply(DifferentiableOnce, a) if _needs_grad(a) else a for a in args]
     with torch.autocast(args[0].device.type, enabled=False):
         return stage(*args)
 

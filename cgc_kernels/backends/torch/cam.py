@@ -2,6 +2,7 @@
 
 import torch
 
+from ... import double_backward
 from ...options import accumulation_dtype
 
 # Elements of a temporary: large enough to be efficient, small beside a feature tensor.
@@ -15,8 +16,9 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torc
     """
     if weighting == "gradcam" and gradients.dim() == 4:
         gradients = gradients.mean(dim=(2, 3), dtype=accumulation_dtype(features))
-    function = _Cam if torch.compiler.is_compiling() else _CamInReverse
-    return function.apply(features, gradients)
+    if torch.compiler.is_compiling():
+        return _Cam.apply(features, gradients)
+    return double_backward.apply(_CamInReverse, features, gradients)
 
 
 class _Cam(torch.autograd.Function):
