@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,12 +118,22 @@ with train.terminable(Ranks(1, 2, 1), lambda: None):
 """
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Until the main thread of a process has slept for a while: what it said last it said before."""
+    calm = 0
+    while calm < 5:
+        state = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        calm = calm + 1 if state == "S" else 0
+        time.sleep(0.02)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is one of Linux")
 def test_a_rank_that_waits_in_c_ends_when_it_is_told_to():
     """As inside NCCL, where a dead rank is waited for: the message comes from another thread."""
     command = [sys.executable, "-c", STUCK, str(ROOT / "python")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "stuck\n"
+        wait_until_asleep(process.pid)
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
