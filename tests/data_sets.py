@@ -191,3 +191,14 @@ def make_folder(root: Path, train: int = 4, test: int = 2) -> Path:
     lines.append("val/cat/0.png,50,40,90,70")
     (root / "boxes.csv").write_text("\n".join(lines) + "\n")
     return root
+
+
+# Of every data set that lies in files, by name.
+MAKERS = {
+    "imagenet": make_imagenet,
+    "cub": make_cub,
+    "aircraft": make_aircraft,
+    "cars": make_cars,
+    "flowers": make_flowers,
+    "folder": make_folder,
+}

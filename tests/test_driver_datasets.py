@@ -193,20 +193,12 @@ def test_boxes_need_their_header(tmp_path):
 
 # ---- open_data.
 
-MAKERS = {
-    "imagenet": data_sets.make_imagenet,
-    "cub": data_sets.make_cub,
-    "aircraft": data_sets.make_aircraft,
-    "cars": data_sets.make_cars,
-    "flowers": data_sets.make_flowers,
-    "folder": data_sets.make_folder,
-}
 DEMO = Settings(train_images=60, val_images=20, test_images=30)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", data_sets.MAKERS)
 def test_open_data(tmp_path, name):
-    root = str(MAKERS[name](tmp_path))
+    root = str(data_sets.MAKERS[name](tmp_path))
     settings = Settings(data=name, data_root=root, model="resnet18", image_size=64)
     opened = open_data(settings)
     assert opened.classes == opened.train.classes == opened.val.classes == opened.test.classes
@@ -231,7 +223,7 @@ def test_evaluation_needs_no_training_images(tmp_path):
     assert len(opened.test) == 6
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", data_sets.MAKERS)
 def test_missing_data_say_what_is_expected(tmp_path, name):
     with pytest.raises(DataError, match=r"--data-root .*(must be the folder of|lacks)"):
         open_data(Settings(data=name, data_root=str(tmp_path / "nowhere"), model="resnet18"))

@@ -19,14 +19,6 @@ SMALL = (
     "--model resnet18 --no-pretrained --image-size 64 --epochs 1 --warmup 0 --batch-size 4 --workers 0 --device cpu "
     "--no-progress"
 )
-MAKERS = {
-    "imagenet": data_sets.make_imagenet,
-    "cub": data_sets.make_cub,
-    "aircraft": data_sets.make_aircraft,
-    "cars": data_sets.make_cars,
-    "flowers": data_sets.make_flowers,
-    "folder": data_sets.make_folder,
-}
 WITH_BOXES = ("imagenet", "cub", "aircraft", "cars", "folder", "demo")
 
 
@@ -45,9 +37,9 @@ def trained(name, root, output, *more):
     return json.loads((output / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", data_sets.MAKERS)
 def test_train_evaluate_report(name, tmp_path, capsys):
-    root, output = MAKERS[name](tmp_path / "data"), tmp_path / "run"
+    root, output = data_sets.MAKERS[name](tmp_path / "data"), tmp_path / "run"
     (summary,) = trained(name, root, output).values()
     assert (summary["content_heatmap"] is not None) == (name in WITH_BOXES)
     assert 0 <= summary["accuracy"] <= 100

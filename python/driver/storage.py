@@ -152,7 +152,7 @@ def _reason(path: Path, error: Exception) -> str:
     try:
         with torch.serialization.safe_globals(SAFE):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:
+    except Exception:  # as above: it may be damaged as well
         names = []
     if not names:
         return "it is damaged, or no checkpoint"
