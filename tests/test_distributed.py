@@ -1,40 +1,18 @@
 """Negatives from every rank: loss and gradients of 1, 2, 3, 4 gloo processes equal those of one with all samples."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from compare import assert_close, assert_same_bits
 from distributed_worker import BACKENDS, CASES, FUNCTIONS, RANKS, SHARES, make_case, network_inputs, share, step
+from rank_processes import run_ranks
 
 from cgc_kernels import CGCLoss
-
-ROOT = Path(__file__).parents[1]
-WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of the four processes found, by key."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, WORKER, folder / "store"]
-    processes = [
-        subprocess.Popen([*command, str(rank), folder], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(RANKS)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return run_ranks("distributed_worker.py", RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

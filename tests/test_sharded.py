@@ -1,40 +1,17 @@
 """GradCAM and fully_shard, whichever comes first, in two gloo processes: right, or refused by name."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 from compare import assert_close
+from rank_processes import run_ranks
 from sharded_worker import RANKS, network, step, views
 
 from cgc_kernels import GradCAM
-
-ROOT = Path(__file__).parents[1]
-WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each process found."""
-    folder = tmp_path_factory.mktemp("sharded")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, WORKER, folder / "store"]
-    processes = [
-        subprocess.Popen([*command, str(rank), folder], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(RANKS)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return run_ranks("sharded_worker.py", RANKS, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.fixture(scope="module")
