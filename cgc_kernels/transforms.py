@@ -23,7 +23,6 @@ __all__ = ["CropFlip", "RandomCropFlip"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _DTYPES = (_INTEGERS,) * 4 + ((torch.bool,),)  # of the fields of CropFlip
-_TRIES = 10
 _BOX = ("top", "left", "height", "width")
 
 
@@ -184,6 +183,8 @@ class RandomCropFlip:
         torch.Size([3, 224, 224])
     """
 
+    tries = 10  # boxes drawn for a crop, of which the first that fits is taken
+
     def __init__(
         self,
         size: int | Sequence[int],
@@ -211,32 +212,61 @@ class RandomCropFlip:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, p={self.p})"
 
-    def _draw(self, batch: Sequence[int], device: torch.device) -> CropFlip:
-        """Of each sample the first of ten draws that fits into the view, else the largest centred crop."""
-        view_height, view_width = self.size
-        numbers = {"dtype": widest_dtype(device), "device": device}
-        area = torch.empty(*batch, _TRIES, **numbers).uniform_(*self.scale) * (view_height * view_width)
-        ratio = torch.empty(*batch, _TRIES, **numbers).uniform_(*map(math.log, self.ratio)).exp()
-        heights, widths = (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
-        fits = (heights >= 1) & (heights <= view_height) & (widths >= 1) & (widths <= view_width)
+    def from_uniform(
+        self,
+        area: Tensor,
+        ratio: Tensor,
+        down: Tensor,
+        across: Tensor,
+        flip: Tensor,
+        size: tuple[Tensor, Tensor] | None = None,
+    ) -> CropFlip:
+        """The crops that numbers uniform in [0, 1) stand for, whoever drew them: the rule by which a call draws.
+
+        ``area``, ``ratio``: floating point [..., T], of T boxes a sample; a call draws ``tries`` of them. ``down``,
+        ``across``: [...], the place in the room that is left. ``flip``: [...], flipped where below ``p``. ``size``:
+        (height, width), int64 [...] each, where views have sizes of their own. All on one device, which is not waited
+        for. Returns fields [...].
+
+        Example::
+
+            >>> area, ratio = torch.rand(2, 5, RandomCropFlip.tries).unbind()
+            >>> RandomCropFlip(224).from_uniform(area, ratio, *torch.rand(3, 5)).check(224)
+        """
+        # Filled on the device: a number would be copied from the host.
+        size = size or tuple(torch.full_like(down, side, dtype=torch.int64) for side in self.size)
+        height, width = (side[..., None] for side in size)
+        areas = _between(area, *self.scale) * (height * width)
+        ratios = _between(ratio, *map(math.log, self.ratio)).exp()
+        heights, widths = (areas / ratios).sqrt().round().long(), (areas * ratios).sqrt().round().long()
+        fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
         first, any_fits = fits.byte().argmax(-1, keepdim=True), fits.any(-1)
-        place = torch.rand(2, *batch, **numbers)
         sides, starts = [], []
-        for drawn, largest, most, share in zip((heights, widths), self._largest, self.size, place, strict=True):
-            side = drawn.gather(-1, first)[..., 0]
-            side = torch.where(any_fits, side, torch.full_like(side, largest))  # a number would be copied from the host
+        for drawn, largest, most, share in zip(
+            (heights, widths), self._largest(*size, area.dtype), size, (down, across), strict=True
+        ):
+            side = torch.where(any_fits, drawn.gather(-1, first)[..., 0], largest)
             room = most - side
             sides.append(side)
             starts.append(torch.where(any_fits, (share * (room + 1)).long(), room // 2))
-        return CropFlip(*starts, *sides, torch.rand(batch, device=device) < self.p)
+        return CropFlip(*starts, *sides, flip < self.p)
 
-    @property
-    def _largest(self) -> tuple[int, int]:
+    def _draw(self, batch: Sequence[int], device: torch.device) -> CropFlip:
+        numbers = {"dtype": widest_dtype(device), "device": device}
+        area, ratio = (torch.rand(*batch, self.tries, **numbers) for _ in range(2))
+        down, across = torch.rand(2, *batch, **numbers)
+        return self.from_uniform(area, ratio, down, across, torch.rand(batch, device=device))
+
+    def _largest(self, height: Tensor, width: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(height, width) of the largest crop within ``ratio``."""
-        view_height, view_width = self.size
-        closest = min(max(view_width / view_height, self.ratio[0]), self.ratio[1])
-        height = min(view_height, max(1, round(view_width / closest)))
-        return height, min(view_width, max(1, round(view_height * closest)))
+        closest = (width.to(dtype) / height).clamp(*self.ratio)
+        sides = (width / closest).round().long(), (height * closest).round().long()
+        return sides[0].clamp(min=1).minimum(height), sides[1].clamp(min=1).minimum(width)
+
+
+def _between(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Numbers of [0, 1) as numbers of [low, high)."""
+    return low + (high - low) * numbers
 
 
 def _box(params: Any) -> Any:

@@ -6,11 +6,12 @@ import random
 import pytest
 import torch
 from driver.data.demo import BACKGROUND_SIZES, DIGIT_SIZES, IMAGE_SIZE, make_splits
-from driver.views import RATIO, SCALE, random_crops
+from driver.views import SCALE, drawn, random_crops
 from torch.nn.functional import interpolate
 
-from cgc_kernels import CropFlip
+from cgc_kernels import CropFlip, RandomCropFlip
 
+RATIO = RandomCropFlip(IMAGE_SIZE).ratio
 SIZES = {"train": 300, "val": 150, "test": 150}
 
 
@@ -120,6 +121,13 @@ def test_random_crops_repeat_with_the_seed():
     first, second = (random_crops(5, IMAGE_SIZE, torch.Generator().manual_seed(1)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
+
+
+def test_where_no_box_fits_the_crop_is_the_largest_centred_one():
+    rule = RandomCropFlip(IMAGE_SIZE, scale=SCALE, p=0)
+    numbers = torch.full((4, 2, rule.tries), 0.999, dtype=torch.float64)
+    sizes = torch.tensor([200, 50]), torch.tensor([50, 200])
+    assert drawn(rule, numbers, torch.zeros(2), sizes).rows().tolist() == [[66, 0, 67, 50, 0], [0, 66, 50, 67, 0]]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 48)])

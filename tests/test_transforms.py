@@ -355,6 +355,23 @@ class TestRandomCropFlip:
         crop = RandomCropFlip(size, scale=(1, 1), ratio=ratio)(torch.empty(1, *size))[1]
         assert tuple(int(field) for field in crop[:4]) == box
 
+    def test_numbers_of_ones_own_and_views_of_several_sizes(self):
+        """A call is `from_uniform` of numbers that torch draws; a size of its own gives the same as an object of it."""
+        sizes = torch.tensor([[30, 200], [64, 64], [200, 30], [1, 9], [9, 1], [10, 100]])
+        area, ratio = torch.rand(2, len(sizes), RandomCropFlip.tries, dtype=torch.float64).unbind()
+        area[-1] = 1  # no box of the whole area fits: the fallback
+        numbers = area, ratio, *torch.rand(3, len(sizes), dtype=torch.float64)
+        together = RandomCropFlip(8, scale=(0.1, 1)).from_uniform(*numbers, sizes.unbind(1)).rows()
+        for index, size in enumerate(sizes.tolist()):
+            alone = RandomCropFlip(size, scale=(0.1, 1)).from_uniform(*(own[index] for own in numbers))
+            assert torch.equal(alone.rows(), together[index])
+            CropFlip.from_rows(together[index : index + 1]).check(size)
+        torch.manual_seed(5)
+        _, crop = RandomCropFlip(64)(torch.empty(3, 64, 64))
+        torch.manual_seed(5)
+        numbers = *(torch.rand(10, dtype=torch.float64) for _ in range(2)), *torch.rand(2, dtype=torch.float64)
+        assert torch.equal(RandomCropFlip(64).from_uniform(*numbers, torch.rand(())).rows(), crop.rows())
+
     def test_torch_seed_alone_decides(self):
         make, view = RandomCropFlip(16), torch.rand(3, 16, 16)
         torch.manual_seed(3)

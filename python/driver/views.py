@@ -5,8 +5,7 @@ a random crop of the original whose place is recorded, and one more random crop 
 cross-entropy alone. Unlike there, a flip is recorded only where one was made.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +14,12 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, Sampler
 
-from cgc_kernels import CropFlip
+from cgc_kernels import CropFlip, RandomCropFlip
 
 from . import workers
 from .data import CorruptImage, DataError
 
 SCALE = (0.4, 1.0)  # area of the crops that evaluation looks at, share of the image
-RATIO = (3 / 4, 4 / 3)  # width / height
-ATTEMPTS = 10
 STREAMS = ("train", "val", "test", "order", "unlabeled", "unlabeled order")
 
 
@@ -33,9 +30,7 @@ def generator(seed: int, stream: str, *more: int) -> Generator:
 
 
 def random_crops(batch: int, size: int, generator: Generator) -> CropFlip:
-    """Draw crops by the rule of RandomResizedCrop: area and aspect ratio at random until the crop fits, else all of it.
-
-    Nothing is flipped: a mirrored digit is another sign.
+    """Draw the crops that evaluation looks at. Nothing is flipped: a mirrored digit is another sign.
 
     Args:
         batch: number of crops B.
@@ -49,28 +44,19 @@ def random_crops(batch: int, size: int, generator: Generator) -> CropFlip:
         >>> random_crops(8, 64, torch.Generator().manual_seed(0)).height.shape
         torch.Size([8])
     """
-    numbers = torch.rand(4, batch, ATTEMPTS, generator=generator, dtype=torch.float64)
-    sides = torch.full((2, batch), size)
-    return CropFlip(*_crops(numbers, *sides, SCALE[0]), torch.zeros(batch, dtype=torch.bool))
+    rule = RandomCropFlip(size, scale=SCALE, p=0)
+    numbers = torch.rand(4, batch, rule.tries, generator=generator, dtype=torch.float64)
+    return drawn(rule, numbers, flip=torch.zeros(batch))
 
 
-def _crops(numbers: Tensor, heights: Tensor, widths: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Crops (top, left, height, width), int64 [B] each, of images of int64 [B] heights and widths.
+def drawn(rule: RandomCropFlip, numbers: Tensor, flip: Tensor, sizes: Sequence[Tensor] | None = None) -> CropFlip:
+    """Crops by a rule, of square views or of images of these (heights, widths), int64 [B] each.
 
-    numbers: float64 [4, B, ATTEMPTS], uniform in [0, 1). least: least area, share of the image.
+    numbers: float64 [4, B, T], uniform in [0, 1), for area, ratio, across and down; of the last two the first of T
+    counts. flip: [B], likewise.
     """
     area, ratio, across, down = numbers
-    heights, widths = heights[:, None], widths[:, None]
-    area = heights * widths * (least + (1 - least) * area)
-    ratio = torch.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * ratio)
-    width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = (width <= widths) & (height <= heights) & (width > 0) & (height > 0)
-    first = fits.long().argmax(1, keepdim=True)  # 0 if none fits: clamped below
-    width = torch.minimum(width.gather(1, first), widths).clamp(min=1)
-    height = torch.minimum(height.gather(1, first), heights).clamp(min=1)
-    top = (down[:, :1] * (heights - height + 1)).long()
-    left = (across[:, :1] * (widths - width + 1)).long()
-    return top[:, 0], left[:, 0], height[:, 0], width[:, 0]
+    return rule.from_uniform(area, ratio, down[:, 0], across[:, 0], flip, sizes)
 
 
 def original_view(image: Image.Image | Tensor, size: int) -> Image.Image | Tensor:
@@ -139,7 +125,8 @@ class TrainViews(Dataset):
 
     def __init__(self, images, settings, stream: str):
         self.images, self.stream = images, STREAMS.index(stream)
-        self.size, self.least, self.flip = settings.image_size, settings.crop_scale, settings.flip
+        self.size = settings.image_size
+        self.rule = RandomCropFlip(self.size, scale=(settings.crop_scale, 1), p=settings.flip)
         self.seed, self.strict = settings.seed, settings.strict
 
     def __len__(self) -> int:
@@ -150,13 +137,16 @@ class TrainViews(Dataset):
         skipped: list[str] = []
         images, labels = zip(*(self._read(index, skipped) for _, index in keys), strict=True)
         numbers = torch.from_numpy(np.stack([self._numbers(*key) for key in keys]))
-        flips = (numbers[:, -2:] < self.flip).T.contiguous()  # of either crop
-        pair, extra = numbers[:, :-2].view(-1, 2, 4, ATTEMPTS).permute(1, 2, 0, 3)
-        make = self._from_tensors if isinstance(images[0], Tensor) else self._from_photographs
-        return Batch(*make(images, pair, extra, flips), torch.tensor(labels), skipped)
+        flips = numbers[:, -2:].unbind(1)  # of aug, of extra
+        boxes = numbers[:, :-2].view(-1, 2, 4, self.rule.tries).permute(1, 2, 0, 3)
+        tensors = isinstance(images[0], Tensor)
+        sizes = torch.tensor([image.shape[1:] if tensors else image.size[::-1] for image in images]).unbind(1)
+        crops, more = drawn(self.rule, boxes[0], flips[0]), drawn(self.rule, boxes[1], flips[1], sizes)
+        views = (self._from_tensors if tensors else self._from_photographs)(images, crops, more)
+        return Batch(*views, crops, torch.tensor(labels), skipped)
 
     def _numbers(self, done: int, index: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.stream, done, index]).random(2 * 4 * ATTEMPTS + 2)
+        return np.random.default_rng([self.seed, self.stream, done, index]).random(2 * 4 * self.rule.tries + 2)
 
     def _read(self, index: int, skipped: list[str]):
         """The image and its label, or those of the next that can be read."""
@@ -170,24 +160,17 @@ class TrainViews(Dataset):
                 skipped.append(str(error))
         raise DataError("the data set must hold an image that can be read, got none")
 
-    def _from_tensors(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
+    def _from_tensors(self, images: Sequence[Tensor], crops: CropFlip, more: CropFlip) -> list[Tensor]:
         view = torch.stack(images)
-        sides = torch.full((2, len(view)), self.size)
-        crops = CropFlip(*_crops(pair, *sides, self.least), flips[0])
-        more = CropFlip(*_crops(extra, *sides, self.least), flips[1])
-        return view, crops.apply(view), more.apply(view), crops
+        return [view, crops.apply(view), more.apply(view)]
 
-    def _from_photographs(self, images, pair: Tensor, extra: Tensor, flips: Tensor):
+    def _from_photographs(self, images: Sequence[Image.Image], crops: CropFlip, more: CropFlip) -> list[Tensor]:
         to_tensor = _torchvision().pil_to_tensor
         originals = [original_view(image, self.size) for image in images]
-        sides = torch.full((2, len(images)), self.size)
-        crops = CropFlip(*_crops(pair, *sides, self.least), flips[0])
-        heights, widths = torch.tensor([(image.height, image.width) for image in images]).unbind(1)
-        more = CropFlip(*_crops(extra, heights, widths, self.least), flips[1])
-        augmented, extras = self._cut(originals, crops), self._cut(images, more)
-        return (*(torch.stack([to_tensor(image) for image in v]) for v in (originals, augmented, extras)), crops)
+        views = originals, self._cut(originals, crops), self._cut(images, more)
+        return [torch.stack([to_tensor(image) for image in own]) for own in views]
 
-    def _cut(self, images, crops: CropFlip) -> list[Image.Image]:
+    def _cut(self, images: Sequence[Image.Image], crops: CropFlip) -> list[Image.Image]:
         functional, size = _torchvision(), [self.size, self.size]
         boxes = zip(*(field.tolist() for field in crops), strict=True)
         cut = []
