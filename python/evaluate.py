@@ -167,7 +167,16 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--images", type=integer(1), metavar="N", default=0, help="at most N test images, evenly chosen")
     group.add_argument("--test-images", type=integer(10), metavar="N", default=0, help="demo: how many are made")
     group.add_argument("--strict", action="store_true", help="an unreadable image is fatal; otherwise it is skipped")
-    group = parser.add_argument_group("measures")
+    add_measure_flags(parser.add_argument_group("measures"))
+    group = parser.add_argument_group("run")
+    group.add_argument("--output", metavar="FOLDER", default="", help="default: runs/<date>-<time>-evaluation")
+    group.add_argument("--workers", type=integer(0), metavar="N", default=0, help="processes that load images")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA if present")
+    return parser
+
+
+def add_measure_flags(group) -> None:
+    """Flags that say what is measured."""
     group.add_argument(
         "--explainer",
         metavar="NAME",
@@ -183,11 +192,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="insertion and deletion of the first N images, 58 forwards each at 224 px (default: 0)",
     )
     group.add_argument("--seed", type=integer(0), metavar="N", help="of the augmented views (default: the run's, or 0)")
-    group = parser.add_argument_group("run")
-    group.add_argument("--output", metavar="FOLDER", default="", help="default: runs/<date>-<time>-evaluation")
-    group.add_argument("--workers", type=integer(0), metavar="N", default=0, help="processes that load images")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA if present")
-    return parser
 
 
 def add_model_flags(group) -> None:

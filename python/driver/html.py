@@ -46,24 +46,14 @@ def write(
         labels: the titles of the measures by name.
         rows: the table, a title and one cell per key each; the titles of controls are indented.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = _template().render(
         version=__version__,
         data=data.name,
         classes=len(data.classes),
         images=len(data.test),
         size=data.image_size,
         seeds=sorted({entry.seed for entry in entries}),
-        methods=[
-            {"title": column["title"], "colour": pictures.colour(key, number)}
-            for number, (key, column) in enumerate(summary.items())
-        ],
+        methods=_methods(summary),
         glance=_glance(summary, labels),
         looks=[_look(look, data) for look in found],
         rows=rows,
@@ -74,6 +64,23 @@ def write(
     )
     with storage.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _template() -> jinja2.Template:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(TEMPLATE)
+
+
+def _methods(summary: dict) -> list[dict[str, str]]:
+    return [
+        {"title": column["title"], "colour": pictures.colour(key, number)}
+        for number, (key, column) in enumerate(summary.items())
+    ]
 
 
 def picture(pixels: Tensor) -> str:

@@ -295,9 +295,15 @@ def _value(name: str, value, config: Path):
 
 
 def _check(settings: Settings) -> None:
-    """What no single flag can know."""
+    """What no single flag can know. Raises ValueError for the first rule that is broken."""
+    for broken, message in (*_rules_of_data(settings), *_rules_of_training(settings)):
+        if broken:
+            raise ValueError(message)
+
+
+def _rules_of_data(settings: Settings) -> list[tuple[bool, str]]:
     demo = settings.data == "demo"
-    rules = [
+    return [
         (
             demo and settings.batch_size > settings.train_images,
             f"--batch-size must be at most --train-images {settings.train_images}, got {settings.batch_size}",
@@ -312,6 +318,11 @@ def _check(settings: Settings) -> None:
             f"--data {settings.data} must come with --data-root DIR, the folder that holds it",
         ),
         (demo and settings.image_size != 64, f"--image-size must be 64 for the demo, got {settings.image_size}"),
+    ]
+
+
+def _rules_of_training(settings: Settings) -> list[tuple[bool, str]]:
+    return [
         (settings.ce_views not in (1, 3), f"--ce-views must be 1 or 3, got {settings.ce_views}"),
         (settings.teacher and not settings.ema, "--teacher must come with --ema DECAY, whose weights it uses"),
         (settings.ema == 1, "--ema must be below 1, got 1"),
@@ -332,9 +343,6 @@ def _check(settings: Settings) -> None:
             "--sync-batchnorm must not come with --freeze-batchnorm",
         ),
     ]
-    for broken, message in rules:
-        if broken:
-            raise ValueError(message)
 
 
 def _parser() -> argparse.ArgumentParser:
