@@ -34,6 +34,7 @@ from driver.settings import Settings
 from driver.views import Batch
 
 SECTIONS = ("forward", "CGC", "backward", "update")
+NAMES = ("view", "aug", "extra")
 STEPS = ("plain", "driver", "literal")
 TOLERANCE = 1e-3  # of the largest gradient, float32 through a whole network
 
@@ -89,7 +90,8 @@ def make_batch(model: Model) -> Batch:
     """Three views of random images and their crops."""
     size, count = model.settings.image_size, model.settings.batch_size
     views = torch.rand(3, count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Batch(*views, random_crop(count, size), torch.arange(count) % model.classes, [])
+    labels = torch.arange(count) % model.classes
+    return Batch(dict(zip(NAMES, views, strict=True)), random_crop(count, size), labels, [])
 
 
 def make_trainer(model: Model, name: str) -> engine.Trainer:
@@ -120,16 +122,16 @@ def driver_step(trainer: engine.Trainer, batch: Batch) -> Callable[[], dict[str,
     def mark(name: str) -> Callable:
         return lambda *_: marks.__setitem__(name, time.perf_counter())
 
-    trainer.net.register_forward_hook(mark("forward"))
-    if trainer.heatmap_loss is not None:
-        trainer.heatmap_loss.register_forward_pre_hook(mark("loss"))
-        trainer.heatmap_loss.register_forward_hook(mark("CGC"))
+    trainer.step.net.register_forward_hook(mark("forward"))
+    if trainer.step.heatmap_loss is not None:
+        trainer.step.heatmap_loss.register_forward_pre_hook(mark("loss"))
+        trainer.step.heatmap_loss.register_forward_hook(mark("CGC"))
     trainer.state.optimizer.register_step_pre_hook(mark("backward"))
 
     def step() -> dict[str, float]:
         marks.clear()
         began = time.perf_counter()
-        trainer.step(batch, None, 500)
+        trainer.advance(batch, None, 500)
         ended = time.perf_counter()
         loss = marks["CGC"] - marks["loss"] if "CGC" in marks else 0.0
         forward = marks["forward"] - began
@@ -148,7 +150,7 @@ def literal_step(trainer: engine.Trainer, batch: Batch) -> dict[str, float]:
     times.append(time.perf_counter())
     term = literal_loss(*cams, batch.crops, image_size=(trainer.settings.image_size,) * 2, weighting="elementwise")
     times.append(time.perf_counter())
-    (ce + trainer.weight * term).backward()
+    (ce + trainer.step.weight * term).backward()
     times.append(time.perf_counter())
     trainer.state.optimizer.step()
     times.append(time.perf_counter())
@@ -160,7 +162,7 @@ def literal_forward(trainer: engine.Trainer, batch: Batch) -> tuple[Tensor, list
     model, kept = trainer.state.model, []
     layer = model.get_submodule(trainer.state.cam.target_layer)
     with layer.register_forward_hook(lambda module, args, output: kept.append(output)):
-        logits = [model(view) for view in (batch.view, batch.aug, batch.extra)]
+        logits = [model(view) for view in batch.views.values()]
     target, cams = logits[0].argmax(1, keepdim=True), []
     for own, features in zip(logits[:2], kept, strict=False):
         score = own.gather(1, target).sum()
@@ -178,13 +180,13 @@ def agree(model: Model, batch: Batch) -> None:
             ce, cams = literal_forward(trainer, placed)
             size = (model.settings.image_size,) * 2
             (
-                ce + trainer.weight * literal_loss(*cams, placed.crops, image_size=size, weighting="elementwise")
+                ce + trainer.step.weight * literal_loss(*cams, placed.crops, image_size=size, weighting="elementwise")
             ).backward()
         else:
-            trainer.backward(batch, None, trainer.weight)
+            trainer.step.backward(batch, None, trainer.step.weight)
         found[name] = {key: parameter.grad for key, parameter in trainer.state.model.named_parameters()}
         if name == "driver":
-            trainer.backward(batch, None, 0.0)
+            trainer.step.backward(batch, None, 0.0)
             found["unweighted"] = {key: parameter.grad for key, parameter in trainer.state.model.named_parameters()}
     for one, other in (("literal", "driver"), ("plain", "unweighted")):
         for key, gradient in found[one].items():

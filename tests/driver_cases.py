@@ -125,7 +125,7 @@ def train_steps(trainer: engine.Trainer, count: int, first: int = 0) -> dict[str
     trainer.train_mode()
     batches = iter(trainer.batches(first))
     for step in range(first, first + count):
-        trainer.step(*next(batches), step)
+        trainer.advance(*next(batches), step)
     return {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
 
 
@@ -134,7 +134,7 @@ def first_gradients(*flags, ranks=None) -> dict[str, torch.Tensor]:
     trainer = tiny_trainer(*flags, ranks=ranks, dtype=torch.float64)
     trainer.train_mode()
     with default_dtype(torch.float64):
-        trainer.backward(*next(iter(trainer.batches(0))), weight=0.5)
+        trainer.step.backward(*next(iter(trainer.batches(0))), weight=0.5)
     return {name: parameter.grad.clone() for name, parameter in trainer.state.model.named_parameters()}
 
 

@@ -56,7 +56,7 @@ def test_a_training_batch_of_nan_is_never_right():
     trainer = tiny_trainer("--batch-size", "16")
     nn.init.constant_(trainer.state.model.head.bias, math.nan)
     batch, free = next(iter(trainer.batches(0)))
-    assert trainer.backward(batch._replace(labels=torch.zeros(16, dtype=torch.int64)), free, 0.0)[2] == 0
+    assert trainer.step.backward(batch._replace(labels=torch.zeros(16, dtype=torch.int64)), free, 0.0)[2] == 0
 
 
 # ---- Training.
@@ -65,7 +65,7 @@ def test_a_training_batch_of_nan_is_never_right():
 def diverge(folder, *flags, at=2, spoil=lambda state: nn.init.constant_(state.model.head.bias, math.nan)):
     """A training whose weights are spoilt in its step `at`, counted from 0; returns what it raised."""
     trainer = tiny_trainer("--epochs", "2", "--batch-size", "16", *flags, folder=folder)
-    backward, done = trainer.backward, iter(range(100))
+    backward, done = trainer.step.backward, iter(range(100))
 
     def spoilt(*batch, **how):
         figures = backward(*batch, **how)
@@ -73,7 +73,7 @@ def diverge(folder, *flags, at=2, spoil=lambda state: nn.init.constant_(state.mo
             spoil(trainer.state)
         return figures
 
-    trainer.backward = spoilt
+    trainer.step.backward = spoilt
     with pytest.raises(engine.divergence.Diverged) as caught:
         engine.train(trainer, no_bar())
     return trainer, str(caught.value)
@@ -94,7 +94,7 @@ def test_the_last_good_checkpoint_stays_and_the_batches_are_kept(tmp_path, at, e
     assert at in kept["batches"]
     batch = kept["batches"][at]["order"]
     expected = next(iter(trainer.batches(at)))[0]
-    assert torch.equal(batch["aug"], expected.aug)
+    assert torch.equal(batch["aug"], expected.views["aug"])
     assert torch.equal(batch["labels"], expected.labels)
     labels = {record.path: record.label for record in trainer.data.train.records}
     assert [labels[path] for path in batch["images"]] == batch["labels"].tolist()

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import functional
 
-from cgc_kernels import CropFlip, cgc_loss
+from cgc_kernels import CropFlip, GradCAM, cgc_loss
 
 FROZEN = ["--batch-size", "16", "--freeze-batchnorm"]
 
@@ -38,12 +38,13 @@ def test_gradients_are_those_of_the_loss_written_out(method):
     model, chosen = copy.deepcopy(trainer.state.model), METHODS[method]
     batch = batch_of(trainer)
     trainer.train_mode()
-    figures = trainer.backward(batch, None, weight=0.5)
-    cam = engine.GradCAM(model.train(), "stages")
+    figures = trainer.step.backward(batch, None, weight=0.5)
+    cam = GradCAM(model.train(), "stages")
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    views = [cam(view, target=model(batch.view).argmax(1))[0] for view in (batch.view, batch.aug, batch.extra)]
+    images = [batch.views[name] for name in ("view", "aug", "extra")]
+    views = [cam(image, target=model(images[0]).argmax(1))[0] for image in images]
     loss = ce = sum(cross_entropy(out.logits, batch.labels) for out in views)
     if chosen.objective:
         how = {"objective": chosen.objective, "consistency": 10.0 if chosen.consistent else 0.0}
@@ -132,15 +133,19 @@ def test_a_step_never_waits_for_the_gpu(flags):
     trainer = engine.Trainer(run, chosen, open_data(chosen), torch.device("cuda"), Ranks())
     trainer.train_mode()
     batches = iter(trainer.batches(0))
-    trainer.step(*next(batches), 0)
+    trainer.advance(*next(batches), 0)
     try:
         torch.cuda.set_sync_debug_mode("error")
-        trainer.step(*next(batches), 1)
+        trainer.advance(*next(batches), 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 # ---- Unlabeled images
+
+
+def with_another_aug(batch):
+    return batch._replace(views={**batch.views, "aug": batch.views["aug"].flip(0)})
 
 
 def test_unlabeled_images_are_for_the_heatmap_loss_alone():
@@ -150,11 +155,11 @@ def test_unlabeled_images_are_for_the_heatmap_loss_alone():
     assert (free.labels == -1).all()
     assert (labelled.labels >= 0).all()
     trainer.train_mode()
-    whole = trainer.backward(labelled, free, 0.5)
-    other = trainer.backward(labelled, free._replace(aug=free.aug.flip(0)), 0.5)
+    whole = trainer.step.backward(labelled, free, 0.5)
+    other = trainer.step.backward(labelled, with_another_aug(free), 0.5)
     assert whole[0] == other[0]
     assert whole[1] != other[1]
-    assert trainer.backward(labelled._replace(aug=labelled.aug.flip(0)), free, 0.5)[1] == whole[1]
+    assert trainer.step.backward(with_another_aug(labelled), free, 0.5)[1] == whole[1]
 
 
 def test_the_baseline_does_not_read_unlabeled_images():
@@ -261,15 +266,16 @@ def wanted(**changes):
 def test_photographs_become_three_views_and_the_crop_is_the_second():
     images = Photographs(broken=())
     batch = TrainViews(images, wanted(), "train").__getitems__([(0, index) for index in range(4)])
-    for tensor in batch[:3]:
+    assert batch.views.keys() == {"view", "aug", "extra"}
+    for tensor in batch.views.values():
         assert (tensor.dtype, tensor.shape) == (torch.uint8, (4, 3, 32, 32))
     batch.crops.check(32)
     for index in range(4):
-        view = functional.to_pil_image(batch.view[index])
+        view = functional.to_pil_image(batch.views["view"][index])
         top, left, height, width, flip = (field[index].item() for field in batch.crops)
         aug = functional.resized_crop(view, top, left, height, width, [32, 32])
         expected = functional.pil_to_tensor(functional.hflip(aug) if flip else aug)
-        assert torch.equal(batch.aug[index], expected)
+        assert torch.equal(batch.views["aug"][index], expected)
     assert batch.labels.tolist() == [0, 1, 2, 3]
 
 
@@ -277,9 +283,9 @@ def test_views_depend_on_the_seed_the_pass_and_the_image_alone():
     images = Photographs(broken=())
     views = TrainViews(images, wanted(), "train")
     together, alone = views.__getitems__([(3, 0), (3, 2)]), views.__getitems__([(3, 2)])
-    assert_same(tuple(field[1:] for field in together[:3]), tuple(alone[:3]))
+    assert_same({name: images[1:] for name, images in together.views.items()}, alone.views)
     for other in (views.__getitems__([(4, 2)]), TrainViews(images, wanted(seed=1), "train").__getitems__([(3, 2)])):
-        assert not torch.equal(other.aug, alone.aug)
+        assert not torch.equal(other.views["aug"], alone.views["aug"])
 
 
 def test_workers_change_nothing():
@@ -308,8 +314,8 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named():
 def test_batches_are_normalised_on_the_device():
     crops = CropFlip.identity(2, 4)
     images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
-    batch = Batch(images, images, images, crops, torch.zeros(2, dtype=torch.int64), [])
+    batch = Batch({"view": images}, crops, torch.zeros(2, dtype=torch.int64), [])
     data = type("Data", (), {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.25, 1.0)})
     placed = batch.on(torch.device("cpu"), data, channels_last=True)
-    assert placed.view[0, :, 0, 0].tolist() == [1.0, 3.0, 1.0]
-    assert placed.view.is_contiguous(memory_format=torch.channels_last)
+    assert placed.views["view"][0, :, 0, 0].tolist() == [1.0, 3.0, 1.0]
+    assert placed.views["view"].is_contiguous(memory_format=torch.channels_last)

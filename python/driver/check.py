@@ -99,7 +99,7 @@ def print_step(settings: Settings, data: Data, device: torch.device, ranks: Rank
         began = time.perf_counter()
         batch = next(batches)
         loaded = time.perf_counter()
-        trainer.step(*batch, step)
+        trainer.advance(*batch, step)
         figures = trainer.state.sums.tolist()  # waits for the device
         loading.append(loaded - began)
         stepping.append(time.perf_counter() - loaded)

@@ -195,6 +195,13 @@ def replace_head(model: nn.Module, classes: int) -> nn.Module:
     return model
 
 
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Have BatchNorm normalise by the statistics that it holds, and leave them, until the model's mode is set again."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 def synchronised(model: nn.Module) -> nn.Module:
     """The model with BatchNorm over all processes; raises ValueError where one does more than normalise.
 

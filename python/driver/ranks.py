@@ -1,12 +1,14 @@
 """The processes of a training started by torchrun; one process alone is the case of one rank."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: others wait while a rank writes
 PATIENCE = timedelta(days=7)  # where the others wait for what one of them does alone
@@ -38,6 +40,16 @@ class Ranks(NamedTuple):
             raise ValueError(f"--device must be cpu for more processes than the {count} GPUs, got local rank {index}")
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
+
+    def parallel(self, net: nn.Module, device: torch.device) -> nn.Module:
+        """The module as it is trained: in DistributedDataParallel where there are several ranks."""
+        if self.world == 1:
+            return net
+        return DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def apart(self, net: nn.Module) -> AbstractContextManager:
+        """Where gradients go into the parameters of :meth:`parallel`'s module, but are not yet those of all ranks."""
+        return net.no_sync() if self.world > 1 else nullcontext()
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, for all."""

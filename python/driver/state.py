@@ -108,6 +108,15 @@ class State:
         for old, new in others:
             old.copy_(new)
 
+    def end_epoch(self, row: dict[str, float]) -> bool:
+        """Count an epoch with its figures; returns whether its validation accuracy is the best so far."""
+        self.history.append(row)
+        self.step, self.seconds = 0, 0.0
+        self.sums.zero_()
+        better = row["val_accuracy"] > self.best
+        self.best = max(self.best, row["val_accuracy"])
+        return better
+
     def save(self, *paths: Path) -> None:
         """Write a checkpoint; called on all ranks, of which the first writes."""
         own = {"random": _random_state(), "sums": self.sums.cpu(), "skipped": self.skipped}

@@ -75,14 +75,14 @@ def _torchvision():
 
 
 class Batch(NamedTuple):
-    """Training images. view, aug, extra: [B, 3, S, S]; crops: aug's place in view; labels: int64 [B], -1 unlabeled.
+    """Training images.
 
-    skipped: paths of unreadable images, each replaced by the next readable one.
+    Attributes:
+        views: images [B, 3, S, S] by the names view, aug and extra. crops: aug's place in view.
+        labels: int64 [B], -1 unlabeled. skipped: paths of unreadable images, each replaced by the next readable one.
     """
 
-    view: Tensor
-    aug: Tensor
-    extra: Tensor
+    views: dict[str, Tensor]
     crops: CropFlip
     labels: Tensor
     skipped: list[str]
@@ -99,18 +99,19 @@ class Batch(NamedTuple):
             images = images.float().div(255) if images.dtype == torch.uint8 else images
             return images.sub(mean).div(std).contiguous(memory_format=layout)
 
-        view, aug, extra = map(prepare, (self.view, self.aug, self.extra))
+        views = {name: prepare(images) for name, images in self.views.items()}
         labels = self.labels.to(device, non_blocking=True)
-        return Batch(view, aug, extra, self.crops.to(device, non_blocking=True), labels, self.skipped)
+        return Batch(views, self.crops.to(device, non_blocking=True), labels, self.skipped)
 
     def parts(self, count: int) -> list["Batch"]:
         """The batch in `count` equal parts."""
         size = len(self.labels) // count
-        slices = [slice(i * size, (i + 1) * size) for i in range(count)]
-        return [
-            Batch(*(t[s] for t in self[:3]), CropFlip(*(field[s] for field in self.crops)), self.labels[s], [])
-            for s in slices
-        ]
+
+        def part(rows: slice) -> Batch:
+            views = {name: images[rows] for name, images in self.views.items()}
+            return Batch(views, CropFlip(*(field[rows] for field in self.crops)), self.labels[rows], [])
+
+        return [part(slice(i * size, (i + 1) * size)) for i in range(count)]
 
 
 class TrainViews(Dataset):
@@ -143,7 +144,7 @@ class TrainViews(Dataset):
         sizes = torch.tensor([image.shape[1:] if tensors else image.size[::-1] for image in images]).unbind(1)
         crops, more = drawn(self.rule, boxes[0], flips[0]), drawn(self.rule, boxes[1], flips[1], sizes)
         views = (self._from_tensors if tensors else self._from_photographs)(images, crops, more)
-        return Batch(*views, crops, torch.tensor(labels), skipped)
+        return Batch(views, crops, torch.tensor(labels), skipped)
 
     def _numbers(self, done: int, index: int) -> np.ndarray:
         return np.random.default_rng([self.seed, self.stream, done, index]).random(2 * 4 * self.rule.tries + 2)
@@ -160,15 +161,15 @@ class TrainViews(Dataset):
                 skipped.append(str(error))
         raise DataError("the data set must hold an image that can be read, got none")
 
-    def _from_tensors(self, images: Sequence[Tensor], crops: CropFlip, more: CropFlip) -> list[Tensor]:
+    def _from_tensors(self, images: Sequence[Tensor], crops: CropFlip, more: CropFlip) -> dict[str, Tensor]:
         view = torch.stack(images)
-        return [view, crops.apply(view), more.apply(view)]
+        return {"view": view, "aug": crops.apply(view), "extra": more.apply(view)}
 
-    def _from_photographs(self, images: Sequence[Image.Image], crops: CropFlip, more: CropFlip) -> list[Tensor]:
+    def _from_photographs(self, images: Sequence[Image.Image], crops: CropFlip, more: CropFlip) -> dict[str, Tensor]:
         to_tensor = _torchvision().pil_to_tensor
         originals = [original_view(image, self.size) for image in images]
-        views = originals, self._cut(originals, crops), self._cut(images, more)
-        return [torch.stack([to_tensor(image) for image in own]) for own in views]
+        views = {"view": originals, "aug": self._cut(originals, crops), "extra": self._cut(images, more)}
+        return {name: torch.stack([to_tensor(image) for image in own]) for name, own in views.items()}
 
     def _cut(self, images: Sequence[Image.Image], crops: CropFlip) -> list[Image.Image]:
         functional, size = _torchvision(), [self.size, self.size]
