@@ -11,18 +11,10 @@
 A run folder keeps the settings, every epoch's numbers, the checkpoints, the summary, the report and the pictures.
 """
 
-import os
-import shlex
-import signal
-import sys
-import threading
-import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from driver import check, checkpoints, data, engine, ranks, report, settings, storage
 from driver.data import CorruptImage, DataError
@@ -31,15 +23,11 @@ from driver.flags import run_script
 from driver.ranks import Ranks
 from driver.settings import Settings
 from driver.state import Run
+from driver.stopping import Terminated, how_to_go_on, stop_rank, terminable
 from driver.storage import FileError
 from tqdm import tqdm
 
 FORESEEN = (DataError, CorruptImage, FileError, Diverged, OSError)  # what ends a training with a message
-GRACE = 5.0  # seconds, for the exception to end a rank that was told to; torchrun gives 30
-
-
-class Terminated(BaseException):
-    """The process was told to end, by torchrun for instance, when another rank has died."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,16 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
         if here.world == 1:
             print(f"\nStopped. {how_to_go_on(chosen, here)}")
             return 130 if isinstance(stop, KeyboardInterrupt) else 143
-        _stop_rank(here, chosen, "it was told to end")
+        stop_rank(here, chosen, "it was told to end")
     except SystemExit as refusal:
         if here.world == 1 or chosen is None:
             raise
-        _stop_rank(here, chosen, str(refusal))
+        stop_rank(here, chosen, str(refusal))
     except Exception as error:  # a collective raises RuntimeError when another rank is gone; and what broke this one
         if here.world == 1:
             raise
         traceback.print_exc()
-        _stop_rank(here, chosen, str(error).strip().partition("\n")[0])
+        stop_rank(here, chosen, str(error).strip().partition("\n")[0])
     ranks.leave()
     return 0
 
@@ -81,60 +69,6 @@ def claimed(chosen: Settings):
         chosen = replace(chosen, output=str(folder))
         settings.save(chosen)
         yield chosen
-
-
-def _stop_rank(here: Ranks, chosen: Settings | None, reason: str) -> NoReturn:
-    """Say why one of several processes ends, and how to go on, and end it."""
-    print(f"\nRank {here.rank} of {here.world} stops: {reason}", file=sys.stderr)
-    print(f"If another rank died, this is why. {how_to_go_on(chosen, here)}", file=sys.stderr, flush=True)
-    os._exit(1)  # the process group is broken: to leave it in order would be to wait for the dead
-
-
-@contextmanager
-def terminable(here: Ranks, chosen: Callable[[], Settings | None]):
-    """SIGTERM as an exception, so that a message can be printed."""
-
-    def stop(number, frame):
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with watched(here, chosen) if here.world > 1 else nullcontext():
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def watched(here: Ranks, chosen: Callable[[], Settings | None]):
-    """A thread ends a rank after SIGTERM: where NCCL waits for a dead rank, no exception reaches the main thread."""
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    before = signal.set_wakeup_fd(tell)  # Python's handler in C writes to it, whatever the main thread does
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what workers are told is not meant for us
-
-    def watch() -> None:
-        with open(told, "rb", buffering=0) as signals:
-            while number := signals.read(1):
-                if number[0] == signal.SIGTERM:
-                    time.sleep(GRACE)
-                    _stop_rank(here, chosen(), "it was told to end")
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(tell)
-
-
-def how_to_go_on(chosen: Settings | None, here: Ranks) -> str:
-    """What is kept, and the command that continues."""
-    if chosen is None:
-        return "Nothing was trained yet."
-    start = [sys.executable] if here.world == 1 else ["torchrun", "--nproc-per-node", str(here.world)]
-    command = [*start, sys.argv[0], "--resume", "--output", chosen.output]
-    return f"All that the last checkpoints hold is kept. To go on:\n\n    {shlex.join(command)}\n"
 
 
 def planned_runs(chosen: Settings) -> list[Run]:

@@ -105,13 +105,13 @@ def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_resumes(tmp_path):
 STUCK = """
 import ctypes, sys
 sys.path.insert(0, sys.argv[1])
-import train
+from driver import stopping
 from driver.ranks import Ranks
 
-train.GRACE = 0.2
+stopping.GRACE = 0.2
 mutex = ctypes.create_string_buffer(64)
 lock = ctypes.CDLL(None).pthread_mutex_lock
-with train.terminable(Ranks(1, 2, 1), lambda: None):
+with stopping.terminable(Ranks(1, 2, 1), lambda: None):
     lock(mutex)
     print("stuck", flush=True)
     lock(mutex)  # for ever, in C

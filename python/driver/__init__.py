@@ -1,1 +1,1 @@
-"""The training driver's parts: data, views, model, methods, metrics, step, engine, records, report, pictures."""
+"""The training driver's parts: data, views, model, methods, metrics, steps, records, reports."""
