@@ -226,13 +226,14 @@ class RandomCropFlip:
         ``area``, ``ratio``: floating point [..., T], of T boxes a sample; a call draws ``tries`` of them. ``down``,
         ``across``: [...], the place in the room that is left. ``flip``: [...], flipped where below ``p``. ``size``:
         (height, width), int64 [...] each, where views have sizes of their own. All on one device, which is not waited
-        for. Returns fields [...].
+        for. Returns fields [...]. Raises TypeError or ValueError for numbers of another dtype or shape.
 
         Example::
 
             >>> area, ratio = torch.rand(2, 5, RandomCropFlip.tries).unbind()
             >>> RandomCropFlip(224).from_uniform(area, ratio, *torch.rand(3, 5)).check(224)
         """
+        _check_numbers(area=area, ratio=ratio, down=down, across=across, flip=flip)
         # Filled on the device: a number would be copied from the host.
         size = size or tuple(torch.full_like(down, side, dtype=torch.int64) for side in self.size)
         height, width = (side[..., None] for side in size)
@@ -262,6 +263,17 @@ class RandomCropFlip:
         closest = (width.to(dtype) / height).clamp(*self.ratio)
         sides = (width / closest).round().long(), (height * closest).round().long()
         return sides[0].clamp(min=1).minimum(height), sides[1].clamp(min=1).minimum(width)
+
+
+def _check_numbers(**numbers: Tensor) -> None:
+    shape = numbers["down"].shape
+    tries = numbers["area"].shape[-1:] or (RandomCropFlip.tries,)
+    for name, own in numbers.items():
+        wanted = (*shape, *tries) if name in ("area", "ratio") else shape
+        if not own.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {own.dtype}")
+        if own.shape != wanted:
+            raise ValueError(f"{name} must have shape {list(wanted)}, got {list(own.shape)}")
 
 
 def _between(numbers: Tensor, low: float, high: float) -> Tensor:

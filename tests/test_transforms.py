@@ -372,6 +372,21 @@ class TestRandomCropFlip:
         numbers = *(torch.rand(10, dtype=torch.float64) for _ in range(2)), *torch.rand(2, dtype=torch.float64)
         assert torch.equal(RandomCropFlip(64).from_uniform(*numbers, torch.rand(())).rows(), crop.rows())
 
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"area": torch.rand(2)}, ValueError, r"area must have shape \[2, 2\], got \[2\]"),
+            ({"area": torch.tensor(0.5)}, ValueError, r"area must have shape \[2, 10\], got \[\]"),
+            ({"ratio": torch.rand(2, 9)}, ValueError, r"ratio must have shape \[2, 10\], got \[2, 9\]"),
+            ({"across": torch.rand(3)}, ValueError, r"across must have shape \[2\], got \[3\]"),
+            ({"flip": torch.ones(2, dtype=torch.bool)}, TypeError, "flip must be floating point, got torch.bool"),
+        ],
+    )
+    def test_numbers_of_ones_own_are_checked(self, change, error, message):
+        shapes = {"area": (2, 10), "ratio": (2, 10), "down": (2,), "across": (2,), "flip": (2,)}
+        with pytest.raises(error, match=message):
+            RandomCropFlip(8).from_uniform(**({name: torch.rand(shape) for name, shape in shapes.items()} | change))
+
     def test_torch_seed_alone_decides(self):
         make, view = RandomCropFlip(16), torch.rand(3, 16, 16)
         torch.manual_seed(3)
