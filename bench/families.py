@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cgc_kernels import GradCAM, GradCAMOutput, cgc_loss, gradcam
-from cgc_kernels.families import find_target
+from cgc_kernels.grad_cam.families import find_target
 
 from .cases import random_crop
 from .report import machine

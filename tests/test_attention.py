@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, sdpa_kerne
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from cgc_kernels import GradCAM, tokens_to_map
-from cgc_kernels.attention import unfused
+from cgc_kernels.grad_cam.attention import unfused
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

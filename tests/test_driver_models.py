@@ -8,7 +8,7 @@ from driver import checkpoints, evaluation, explainers, models
 from torch import nn
 
 from cgc_kernels import gradcam
-from cgc_kernels.families import find_target
+from cgc_kernels.grad_cam.families import find_target
 from tests.compare import assert_close
 
 pytest.importorskip("timm", reason="timm is in the train extra")

@@ -10,7 +10,7 @@ from torch import nn
 
 from bench import families
 from cgc_kernels import GradCAM
-from cgc_kernels.families import ToMap, find_target
+from cgc_kernels.grad_cam.families import ToMap, find_target
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 timm = pytest.importorskip("timm", reason="timm is in the train extra")

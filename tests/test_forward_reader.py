@@ -8,7 +8,7 @@ from models import ResNet18, TinyNet
 from torch import nn
 
 from cgc_kernels.grad_cam import GradCAM
-from cgc_kernels.pooled_head import find_head
+from cgc_kernels.grad_cam.pooled_head import find_head
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

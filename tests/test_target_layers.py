@@ -7,7 +7,7 @@ from models import TinyViT
 from torch import nn
 
 from cgc_kernels import GradCAM, tokens_to_map
-from cgc_kernels.target_layers import check_layout
+from cgc_kernels.grad_cam.layer_checks import check_layout
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -75,7 +75,7 @@ class TestMapThatNoLogitReads:
     def test_is_not_looked_for_again(self, monkeypatch):
         cam = GradCAM(TinyViT(), "blocks.0", reshape=tokens_to_map(3, 4))
         cam(*vit_views(1))
-        monkeypatch.setattr("cgc_kernels.grad_cam.is_reached", None)
+        monkeypatch.setattr("cgc_kernels.grad_cam.module.is_reached", None)
         cam(*vit_views())
 
 

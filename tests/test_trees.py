@@ -52,6 +52,18 @@ def test_type_and_values_are_kept(tree, walk):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+def test_files_name_them_by_their_package(tmp_path):
+    """So that a file outlives the module inside the package that defines them."""
+    with torch.no_grad():
+        outputs = GradCAM(TinyNet(), "body")(torch.rand(2, 3, 8, 8))
+    torch.save(outputs, tmp_path / "outputs.pt")
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "outputs.pt")
+    assert sorted(named) == [f"cgc_kernels.grad_cam.{kind}" for kind in ("CAM", "GradCAMOutput", "GradCAMOutputs")]
+    with torch.serialization.safe_globals([type(outputs), GradCAMOutput, CAM]):
+        (loaded,) = torch.load(tmp_path / "outputs.pt")
+    assert torch.equal(loaded.cam.features, outputs[0].cam.features)
+
+
 def test_one_tensor_is_not_taken_for_five():
     """Rows [B, 5] would come apart along the batch."""
     with pytest.raises(TypeError, match="missing 4 required positional arguments"):

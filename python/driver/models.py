@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgc_kernels import GradCAM
-from cgc_kernels.families import find_target
+from cgc_kernels.grad_cam.families import find_target
 
 from . import checkpoints, storage
 from .small_resnet import SmallResNet

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .module_facts import has_forward_hooks, has_pre_hooks, plain_type
+from ..module_facts import has_forward_hooks, has_pre_hooks, plain_type
 from .source_code import definition, largest_chains, names_in
 
 

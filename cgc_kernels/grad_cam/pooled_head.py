@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .forward_reader import Flow, Known, Reader, Unreadable
+from .forward_reader.reader import Flow, Known, Reader, Unreadable
 from .module_facts import has_forward_hooks, has_pre_hooks, plain_type
 
 # What the value is after each step: the map, the map pooled to 1x1, a vector, logits of 1x1, the logits, their holder.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .model_output import logits_of
+from .logits import logits_of
 
 Reshape = Callable[[Tensor], Tensor]
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from ..trees import from_iterables
 from . import compiled_parts, model_checks
 from .capture import Capture
 from .families import ToMap, find_target
-from .model_output import logits_of
+from .layer_checks import check_aspect, check_layout, is_reached, name_working_layer
+from .logits import logits_of
 from .module_facts import own_hooks
 from .pooled_head import Head, find_head, row_gradients
-from .target_layers import check_aspect, check_layout, is_reached, name_working_layer
-from .trees import from_iterables
 from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 
 _EAGER = "autograd.grad of a part of the model needs eager mode; see GradCAM.gradient_path"

@@ -1,0 +1,1 @@
+"""Reading what a model does with a layer's output, without running it."""
