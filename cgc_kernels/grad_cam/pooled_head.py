@@ -4,44 +4,14 @@ Then the gradient of a logit with respect to the layer's output is a row of the 
 The head is found by reading the source of the model's ``forward`` (:mod:`forward_reader`); nothing of it is run.
 """
 
-import dataclasses
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .forward_reader.reader import Flow, Known, Reader, Unreadable
-from .module_facts import has_forward_hooks, has_pre_hooks, plain_type
-
-# What the value is after each step: the map, the map pooled to 1x1, a vector, logits of 1x1, the logits, their holder.
-_STEPS = {
-    ("map", "identity"): "map",
-    ("map", "pool"): "pooled",
-    ("map", "mean"): "vector",
-    ("pooled", "identity"): "pooled",
-    ("pooled", "flatten"): "vector",
-    ("pooled", "convolution"): "pooled logits",
-    ("pooled logits", "identity"): "pooled logits",
-    ("pooled logits", "flatten"): "logits",
-    ("vector", "identity"): "vector",
-    ("vector", "flatten"): "vector",
-    ("vector", "linear"): "logits",
-    ("logits", "identity"): "logits",
-    ("logits", "flatten"): "logits",
-    ("logits", "output"): "output",
-}
-# The dimensions that a mean is taken over: of a map [B, C, H, W], of one [B, H, W, C], of tokens [B, N, C].
-_POOLED = {
-    (2, 3): (2, 3),
-    (-2, -1): (2, 3),
-    (1, 2): (1, 2),
-    (-3, -2): (1, 2),
-    (1,): (1,),
-    (-2,): (1,),
-}
+from .forward_reader import Followed, Reader, Unreadable
+from .head_steps import TRANSITIONS, Arguments, call_kind, is_mean, module_kind, pooled_dimensions
+from .module_facts import has_forward_hooks, has_pre_hooks
 
 
 class Relied(NamedTuple):
@@ -135,10 +105,10 @@ def row_gradients(
     return gradients[:, :, 0, 0] if gradients.stride()[2:] == (0, 0) else gradients
 
 
-class _Value(Flow):
-    """A value behind the target layer: what it is, a key of _STEPS, and what it was made of."""
+class _Stepped(Followed):
+    """A value behind the target layer: what it is, a key of TRANSITIONS, and what it was made of."""
 
-    def __init__(self, source: str, state: str, previous: Flow):
+    def __init__(self, source: str, state: str, previous: Followed):
         super().__init__(source)
         self.state, self.previous = state, previous
 
@@ -147,144 +117,44 @@ def _read(model: nn.Module, target: nn.Module, training: bool, reshaped: bool) -
     modules: dict[nn.Module, str] = {}
     pooled = (2, 3)
 
-    def step(value: Flow, callee: Any, arguments: tuple[list, dict]) -> Flow | None:
+    def step(value: Followed, callee: Any, arguments: Arguments) -> Followed | None:
         nonlocal pooled
-        kind, name = _kind(callee, arguments, training), _called(callee, reader)
+        kind, name = call_kind(callee, arguments, training), _callee_name(callee, reader)
         if kind is None:
             return None
         state = getattr(value, "state", "map")
-        if (state, kind) not in _STEPS:
+        if (state, kind) not in TRANSITIONS:
             raise Unreadable(f"{name} is not a step of average pool, flatten, linear")
         value.uses += 1
         if value.uses > 1:
             raise Unreadable(f"the output of {value.source} is used {value.uses} times")
         if isinstance(callee, nn.Module):
             modules[callee] = kind
-        if _is_mean(callee):
-            pooled = _POOLED[_mean_dimensions(arguments)]
+        if is_mean(callee):
+            pooled = pooled_dimensions(arguments)
             if pooled != (2, 3) and not reshaped:
                 raise Unreadable(f"{name} is over dimensions {pooled}, and no reshape= makes them the last two")
-        return _Value(name, _STEPS[state, kind], value)
+        return _Stepped(name, TRANSITIONS[state, kind], value)
 
     reader = Reader(model, target, training, step)
     value = reader.read()
     if getattr(value, "state", "") not in ("logits", "output") or value.uses:
         raise Unreadable(f"the output of {value.source} is not that of a linear layer, unused before it is returned")
     steps = []
-    while isinstance(value, _Value):
+    while isinstance(value, _Stepped):
         steps.insert(0, value.source)
         value = value.previous
-    relied = [Relied(reader.name(module), kind, True) for module, kind in modules.items()]
+    relied = [Relied(reader.display_name(module), kind, True) for module, kind in modules.items()]
     linear = next(fact.name for fact in relied if fact.kind in ("linear", "convolution"))
-    relied += [Relied(reader.path(module), type(module).forward, follows) for module, follows in reader.entered.items()]
-    relied += [Setting(reader.path(module), name, value) for (module, name), value in reader.settings.items()]
+    relied += [
+        Relied(reader.dotted_name(module), type(module).forward, follows)
+        for module, follows in reader.forwards_read.items()
+    ]
+    relied += [Setting(reader.dotted_name(module), name, value) for (module, name), value in reader.settings.items()]
     return Head(linear, " -> ".join(steps), pooled, tuple(relied))
 
 
-def _called(callee: Any, reader: Reader) -> str:
+def _callee_name(callee: Any, reader: Reader) -> str:
     if isinstance(callee, nn.Module):
-        return reader.name(callee)
+        return reader.display_name(callee)
     return callee if isinstance(callee, str) else getattr(callee, "__name__", str(callee))
-
-
-def _kind(callee: Any, arguments: tuple[list, dict], training: bool) -> str | None:
-    """The kind of step a call makes, None if it is not one."""
-    if isinstance(callee, nn.Module):
-        return module_kind(callee)
-    if callee is F.adaptive_avg_pool2d:
-        given = _given(arguments, "input", "output_size")
-        return "pool" if given and _is_one(given.get("output_size")) else None
-    if callee is torch.flatten or (isinstance(callee, str) and callee == "flatten"):
-        given = _given(arguments, "input", "start_dim", "end_dim")
-        return "flatten" if given and (given.get("start_dim", 0), given.get("end_dim", -1)) == (1, -1) else None
-    if _is_mean(callee):
-        return _mean_kind(arguments)
-    if callee is F.dropout:
-        given = _given(arguments, "input", "p", "training", "inplace")
-        idle = given and not given.get("inplace") and (given.get("p", 0.5) == 0 or not given.get("training", True))
-        return "identity" if idle else None
-    return "output" if _holds_logits(callee, arguments) else None
-
-
-def _is_mean(callee: Any) -> bool:
-    return callee is torch.mean or (isinstance(callee, str) and callee == "mean")
-
-
-def _mean_kind(arguments: tuple[list, dict]) -> str | None:
-    given, dims = _given(arguments, "input", "dim", "keepdim"), _mean_dimensions(arguments)
-    if dims not in _POOLED or not set(given) <= {"input", "dim", "keepdim"}:
-        return None
-    if given.get("keepdim", False) is True:
-        return "pool" if _POOLED[dims] == (2, 3) else None
-    return "mean" if given.get("keepdim", False) is False else None
-
-
-def _mean_dimensions(arguments: tuple[list, dict]) -> tuple[int, ...]:
-    """Sorted; empty where they are not known."""
-    dims = (_given(arguments, "input", "dim", "keepdim") or {}).get("dim")
-    if isinstance(dims, int):
-        return (dims,)
-    return tuple(sorted(dims)) if isinstance(dims, tuple | list) else ()
-
-
-def _holds_logits(callee: Any, arguments: tuple[list, dict]) -> bool:
-    """Whether a call makes a plain object whose entry or attribute ``logits`` is the followed value."""
-    args, kwargs = arguments
-    names = _fields(callee)
-    if names is None or len(args) > len(names):
-        return False
-    return isinstance((dict(zip(names, args, strict=False)) | kwargs).get("logits"), Flow)
-
-
-def _fields(kind: Any) -> tuple[str, ...] | None:
-    """The positional fields of a class that keeps what it is made of as it is; None for any other callee."""
-    if kind is dict or kind is SimpleNamespace:
-        return ()
-    if type(kind) is not type:  # a metaclass may make anything
-        return None
-    if kind.__bases__ == (tuple,) and kind.__new__.__module__ == f"namedtuple_{kind.__name__}":
-        return kind._fields
-    # A constructor that dataclass has written, and attributes that nobody computes.
-    made = kind.__bases__ == (object,) and "__init__" in vars(kind) and kind.__init__.__code__.co_filename == "<string>"
-    own = {"__post_init__", "__new__", "__getattribute__", "__setattr__"} & vars(kind).keys()
-    if not (dataclasses.is_dataclass(kind) and made) or own or isinstance(vars(kind).get("logits"), property):
-        return None
-    return tuple(field.name for field in dataclasses.fields(kind) if field.init and not field.kw_only)
-
-
-def module_kind(module: nn.Module) -> str | None:
-    """The kind of step an exact, unhooked standard module makes; None for anything else."""
-    if "forward" in vars(module) or has_forward_hooks(module) or has_pre_hooks(module):
-        return None
-    # Exact types: a subclass, and so a parametrised module, may compute something else.
-    kind = plain_type(module)
-    if kind is nn.Linear:
-        return "linear"
-    if kind is nn.Conv2d and _is_pointwise(module):
-        return "convolution"
-    if kind is nn.Identity or (kind is nn.Dropout and module.p == 0 and not module.inplace):
-        return "identity"
-    if kind is nn.AdaptiveAvgPool2d and _is_one(module.output_size):
-        return "pool"
-    if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-        return "flatten"
-    return None
-
-
-def _is_pointwise(convolution: nn.Conv2d) -> bool:
-    given = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.groups)
-    return given == ((1, 1), (1, 1), (0, 0), 1)
-
-
-def _given(arguments: tuple[list, dict], *names: str) -> dict[str, Any] | None:
-    """Known arguments by name; None where one is not known."""
-    args, kwargs = arguments
-    given = dict(zip(names, args, strict=False)) | kwargs
-    values = {name: value for name, value in given.items() if not isinstance(value, Flow)}
-    if len(args) > len(names) or not all(isinstance(value, Known) and value.known for value in values.values()):
-        return None
-    return {name: value.value if isinstance(value, Known) else None for name, value in given.items()}
-
-
-def _is_one(size: Any) -> bool:
-    return size == 1 or (isinstance(size, tuple | list) and tuple(size) == (1, 1))

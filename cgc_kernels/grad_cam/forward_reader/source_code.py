@@ -10,7 +10,7 @@ from typing import NamedTuple
 @functools.lru_cache(maxsize=512)
 def definition(code: types.CodeType) -> ast.FunctionDef | ast.Lambda | None:
     """The syntax tree of an undecorated function, if its file still holds the code that would run."""
-    source = _Source.of(code.co_filename, "".join(linecache.getlines(code.co_filename)))
+    source = _Source.parse(code.co_filename, "".join(linecache.getlines(code.co_filename)))
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     found = source.functions.get((code.co_name, code.co_firstlineno, names), [])
     return found[0] if len(found) == 1 and code in source.codes else None
@@ -24,7 +24,7 @@ class _Source(NamedTuple):
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
-    def of(filename: str, source: str) -> "_Source":
+    def parse(filename: str, source: str) -> "_Source":
         functions, codes = {}, set()
         try:
             tree = ast.parse(source, filename)
