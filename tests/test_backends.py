@@ -403,7 +403,7 @@ def test_a_number_as_image_size_is_a_square():
     assert_same_bits(square, evaluate(case, "auto")[0])
 
 
-@pytest.mark.parametrize("name", ["loss", "transforms", "grad_cam.module", "backends"])
+@pytest.mark.parametrize("name", ["loss", "transforms", "grad_cam.module", "grad_cam.reshape", "backends"])
 def test_examples_of_the_docstrings_run(name):
     module = import_module(f"cgc_kernels.{name}")
     result = doctest.testmod(

@@ -10,7 +10,8 @@ from torch import nn
 
 from bench import families
 from cgc_kernels import GradCAM
-from cgc_kernels.grad_cam.families import ToMap, find_target
+from cgc_kernels.grad_cam.families import find_target
+from cgc_kernels.grad_cam.reshape import ToMap
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 timm = pytest.importorskip("timm", reason="timm is in the train extra")

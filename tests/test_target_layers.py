@@ -67,7 +67,7 @@ class TestMapThatNoLogitReads:
         for _ in range(2):
             (out,) = cam(*vit_views(1))
             assert not out.cam.gradients.any()
-        assert not cam._reached
+        assert not cam._map_is_read
         for parameter in net.parameters():
             nn.init.normal_(parameter)
         assert cam(*vit_views(1))[0].cam.gradients.any()
@@ -75,7 +75,7 @@ class TestMapThatNoLogitReads:
     def test_is_not_looked_for_again(self, monkeypatch):
         cam = GradCAM(TinyViT(), "blocks.0", reshape=tokens_to_map(3, 4))
         cam(*vit_views(1))
-        monkeypatch.setattr("cgc_kernels.grad_cam.module.is_reached", None)
+        monkeypatch.setattr("cgc_kernels.grad_cam.autograd_path.is_map_read", None)
         cam(*vit_views())
 
 

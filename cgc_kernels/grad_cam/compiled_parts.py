@@ -5,6 +5,7 @@ eagerly. All that runs before it is differentiated once: its parts are compiled 
 caller asked for. A part is a module with children that does not hold the target layer, or the target layer itself.
 """
 
+import sys
 import threading
 import types
 from collections.abc import Iterator
@@ -14,11 +15,10 @@ import torch
 from torch import nn
 
 from .capture import Capture, Kept
-from .module_facts import own_hooks, path_to
+from .module_facts import path_to, user_hooks
 
 try:
     from torch._C._dynamo.eval_frame import get_eval_frame_callback
-    from torch._dynamo.eval_frame import innermost_backend
 except ImportError:  # another version of torch: then nothing is compiled on the autograd path
 
     def get_eval_frame_callback():
@@ -36,7 +36,11 @@ _running = _Running()
 def current_backend():
     """The backend of the ``torch.compile`` this call comes from, None in eager mode."""
     callback = get_eval_frame_callback()
-    return innermost_backend(callback) if callable(callback) else None
+    if not callable(callback):
+        return None
+    # Where there is a callback it has been imported; importing it with this package would take a second.
+    innermost_backend = getattr(sys.modules["torch._dynamo.eval_frame"], "innermost_backend", None)
+    return innermost_backend(callback) if innermost_backend else None
 
 
 @contextmanager
@@ -81,28 +85,29 @@ class _Part:
 
     def __init__(self, name: str, module: nn.Module):
         self._name, self._module = name, module
-        self._asked, self._compiled = None, None
+        self._compiled_for, self._compiled = None, None
 
     def __call__(self, *args, **kwargs):
         module, kept = self._module, _running.kept
         if torch.compiler.is_compiling() or kept is None or not kept.armed or kept.calls:
             return module._call_impl(*args, **kwargs)
-        hooks = own_hooks(module._forward_hooks)
+        hooks = user_hooks(module._forward_hooks)
         if not any(isinstance(hook, Capture) for hook in hooks):
-            return self._on(_running.backend, "_call_impl")(*args, **kwargs)
+            return self._compile(_running.backend, "_call_impl")(*args, **kwargs)
         if len(hooks) > 1 or kwargs or module._forward_pre_hooks or module._backward_hooks:
             return module._call_impl(*args, **kwargs)
-        output = self._on(_running.backend, "forward")(*args)
+        output = self._compile(_running.backend, "forward")(*args)
         replaced = hooks[0](module, args, output)
         return output if replaced is None else replaced
 
-    def _on(self, backend, method: str):
+    def _compile(self, backend, method: str):
         """The module's method, compiled; with another backend anew."""
-        if self._asked != (backend, method):
-            self._asked, self._compiled = (backend, method), torch.compile(self._function(method), backend=backend)
+        if self._compiled_for != (backend, method):
+            self._compiled = torch.compile(self._as_function(method), backend=backend)
+            self._compiled_for = backend, method
         return self._compiled
 
-    def _function(self, method: str):
+    def _as_function(self, method: str):
         """The module's method as a function with code of its own: Dynamo counts recompilations by code."""
         module = self._module
 

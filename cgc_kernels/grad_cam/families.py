@@ -4,56 +4,25 @@ Read off the modules and attributes of the model, which is never run. The table 
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Target", "ToMap", "find_target"]
-
-
-class ToMap(NamedTuple):
-    """``reshape`` for a family: tokens [B, prefix + H * W, C] or maps [B, H, W, C] become [B, C, H, W].
-
-    ``prefix``: class and register tokens. ``rows``, ``columns``: the aspect of the map, H / W = rows / columns.
-    ``channels_last``: 4-d outputs are [B, H, W, C]; without it they stay as they are.
-    """
-
-    prefix: int = 0
-    rows: int = 1
-    columns: int = 1
-    channels_last: bool = False
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The map. Raises ValueError for tokens that do not fill one."""
-        if output.ndim == 3:
-            tokens = output[:, self.prefix :]
-            return tokens.transpose(1, 2).unflatten(2, self._sides(tokens.shape[1]))
-        return output.permute(0, 3, 1, 2) if self.channels_last and output.ndim == 4 else output
-
-    def _sides(self, count: int) -> tuple[int, int]:
-        height = math.isqrt(count * self.rows // self.columns)
-        width = height * self.columns // self.rows
-        if height * width != count or height * self.columns != width * self.rows:
-            raise ValueError(
-                f"the tokens of a view must fill a map of {self.rows} : {self.columns}, got {count} after a prefix of "
-                f"{self.prefix}; give GradCAM(model, target_layer, reshape=tokens_to_map(height, width, prefix))"
-            )
-        return height, width
+from .reshape import Reshape, ToMap
 
 
 class Target(NamedTuple):
     """What Grad-CAM explains of a model: ``layer``, its dotted name, and ``reshape``, from its output to a map."""
 
     layer: str
-    reshape: Callable[[Tensor], Tensor]
+    reshape: Reshape
 
 
 # Where the head begins, by the names that torchvision and timm give its modules and by their types.
 _HEADS = ("avgpool", "attn_pool", "pre_logits", "fc_norm", "head_drop", "head", "heads", "dropout", "classifier", "fc")
 _HEAD_TYPES = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
 # Auxiliary classifiers, which the logits do not read.
-_ASIDE = ("aux1", "aux2", "AuxLogits")
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 def find_target(model: nn.Module) -> Target:
@@ -73,21 +42,21 @@ def _class_token_layer(model: nn.Module) -> tuple[str, int] | None:
     """
     kind = type(model).__name__
     if kind == "VisionTransformer" and hasattr(model, "encoder"):  # torchvision's
-        return f"{_last('encoder.layers', model)}.ln_1", 1
+        return f"{_last_child('encoder.layers', model)}.ln_1", 1
     if getattr(model, "global_pool", "") != "token":
         return None
     if kind == "CoaT":
-        return f"{_last('serial_blocks4', model)}.norm1", 1
+        return f"{_last_child('serial_blocks4', model)}.norm1", 1
     if kind == "CrossVit":
-        return f"{_last(_last('blocks', model) + '.fusion', model)}.norm1", 1
+        return f"{_last_child(_last_child('blocks', model) + '.fusion', model)}.norm1", 1
     if kind == "PoolingVisionTransformer":
-        return f"{_last(_last('transformers', model) + '.blocks', model)}.norm1", 1
+        return f"{_last_child(_last_child('transformers', model) + '.blocks', model)}.norm1", 1
     if kind == "VOLO":
-        return _last("network", model), 0
+        return _last_child("network", model), 0
     if kind == "TNT":
-        return f"{_last('blocks', model)}.norm_out", 1
+        return f"{_last_child('blocks', model)}.norm_out", 1
     if hasattr(model, "blocks_token_only") or hasattr(model, "cls_attn_blocks"):  # attention to patches comes after
-        return _last("blocks", model), 0
+        return _last_child("blocks", model), 0
     if hasattr(model, "blocks"):
         return _before_last_attention(model), model.num_prefix_tokens
     return None
@@ -95,7 +64,7 @@ def _class_token_layer(model: nn.Module) -> tuple[str, int] | None:
 
 def _before_last_attention(model: nn.Module) -> str:
     """The norm that the last block begins with, or the block before it if it begins otherwise."""
-    last = _last("blocks", model)
+    last = _last_child("blocks", model)
     first, _ = next(model.get_submodule(last).named_children())
     return f"{last}.{first}" if "norm" in first else f"blocks.{len(model.blocks) - 2}"
 
@@ -118,7 +87,7 @@ def _last_map(model: nn.Module) -> str:
     # A list is never called itself, and models of patches may go through their blocks one by one.
     patches = hasattr(model, "patch_embed") or hasattr(model, "num_prefix_tokens")
     steps = nn.ModuleList | nn.Sequential if patches else nn.ModuleList
-    return _last(before[-1], model) if isinstance(children[before[-1]], steps) else before[-1]
+    return _last_child(before[-1], model) if isinstance(children[before[-1]], steps) else before[-1]
 
 
 def _begins_head(name: str, child: nn.Module) -> bool:
@@ -126,7 +95,7 @@ def _begins_head(name: str, child: nn.Module) -> bool:
 
 
 def _makes_maps(name: str, child: nn.Module) -> bool:
-    return name not in _ASIDE and not isinstance(child, nn.Identity)
+    return name not in _AUXILIARY and not isinstance(child, nn.Identity)
 
 
 def _is_channels_last(model: nn.Module, layer: nn.Module) -> bool:
@@ -143,6 +112,6 @@ def _grid(model: nn.Module) -> tuple[int, int]:
     return rows // shared, columns // shared
 
 
-def _last(name: str, model: nn.Module) -> str:
+def _last_child(name: str, model: nn.Module) -> str:
     """The dotted name of the last child of a module."""
     return f"{name}.{list(model.get_submodule(name)._modules)[-1]}"

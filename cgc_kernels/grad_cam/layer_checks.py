@@ -6,9 +6,33 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .logits import logits_of
+from .logits import find_logits
+from .reshape import Reshape, ToMap
 
-Reshape = Callable[[Tensor], Tensor]
+
+def check_map(features: Tensor, view: Tensor, name: str, reshape: Reshape | None, proven: bool) -> None:
+    """Refuse what is no map of the view: ``features``, the output of target layer ``name`` as ``reshape`` gives it.
+
+    ``proven``: the closed form has shown that the layer's output is one. Raises ValueError.
+    """
+    check_features(features, view, name)
+    if isinstance(reshape, ToMap):
+        check_aspect(features, view, name)
+    elif reshape is None and not proven:
+        check_layout(features, view, name)
+
+
+def check_features(features: Tensor, view: Tensor, name: str) -> None:
+    """Refuse all but one [B, C, H, W] for each view [B, ...]: raises ValueError."""
+    if features.ndim != 4:
+        raise ValueError(
+            f"the output of target layer {name!r} must be [B, C, H, W], got {list(features.shape)}; "
+            "give reshape=, tokens_to_map(height, width) for a ViT"
+        )
+    if features.shape[0] != view.shape[0]:
+        raise ValueError(
+            f"the output of target layer {name!r} must have batch {view.shape[0]}, got {features.shape[0]}"
+        )
 
 
 def check_layout(features: Tensor, view: Tensor, name: str) -> None:
@@ -42,7 +66,7 @@ def check_aspect(features: Tensor, view: Tensor, name: str) -> None:
         )
 
 
-def is_reached(gradients: Tensor, score: Tensor, features: Tensor, reshape: Reshape) -> bool | None:
+def is_map_read(gradients: Tensor, score: Tensor, features: Tensor, reshape: Reshape) -> bool | None:
     """Whether the logits read the map that ``reshape`` makes of ``features``: None if this batch cannot tell.
 
     ``gradients`` of ``score`` with respect to ``features``. Zero may be chance: a head that starts at zero, dead ReLUs.
@@ -61,11 +85,11 @@ def name_working_layer(model: nn.Module, view: Tensor, features: Tensor, reshape
     """
     training = {module: module.training for module in model.modules()}
     recorder = _Recorder(features.shape[1:])
-    handles = [module.register_forward_hook(recorder.of(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(recorder.hook(name)) for name, module in model.named_modules() if name]
     try:
         model.eval()
         with torch.enable_grad():
-            score = logits_of(model(view.detach().clone().requires_grad_(view.is_floating_point()))).sum()
+            score = find_logits(model(view.detach().clone().requires_grad_(view.is_floating_point()))).sum()
     finally:
         for handle in handles:
             handle.remove()
@@ -94,7 +118,7 @@ class _Recorder:
     def __init__(self, shape: torch.Size):
         self.shape, self.calls = shape, {}
 
-    def of(self, name: str) -> Callable:
+    def hook(self, name: str) -> Callable:
         """The forward hook of that module."""
 
         def keep(module: nn.Module, args: tuple, output: object) -> None:

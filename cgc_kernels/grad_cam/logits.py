@@ -1,11 +1,37 @@
-"""What a classifier returns, and the logits in it."""
+"""What a classifier returns, the logits in it, and the class that is explained."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 
-def logits_of(output: Any) -> Any:
+
+def find_logits(output: Any) -> Any:
     """The logits in what a classifier returned: its entry or attribute ``logits``, or the output itself."""
     if isinstance(output, Mapping):
         return output.get("logits", output)
     return getattr(output, "logits", output)
+
+
+def check_logits(logits: Tensor, view: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        kind = type(logits).__name__
+        raise TypeError(f"the model must return logits [B, K], got {kind} without logits in it")
+    if logits.ndim != 2 or logits.shape[0] != view.shape[0]:
+        raise ValueError(f"the model must return logits [{view.shape[0]}, K], got {list(logits.shape)}")
+
+
+def choose_target(target: Tensor | None, logits: Tensor) -> Tensor:
+    """``target`` checked against the logits, or their argmax."""
+    if target is None:
+        return logits.detach().argmax(1)
+    if target.device != logits.device:
+        raise RuntimeError(f"target must be on {logits.device} like the logits, got {target.device}")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        bad = (target < 0) | (target >= logits.shape[1])
+        if bad.any():
+            index = int(bad.int().argmax())
+            got = f"got {int(target[index])} at index {index}"
+            raise ValueError(f"target must be in [0, {logits.shape[1]}), {got}")
+    return target

@@ -45,7 +45,7 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
     return layer
 
 
-def check_way(model: nn.Module, name: str) -> None:
+def check_ancestors(model: nn.Module, name: str) -> None:
     """Refuse modules above the target layer that do not call it, or not so that its hook runs.
 
     Made at construction and again before every call: models are compiled and wrapped later, too.

@@ -17,19 +17,19 @@ def plain_type(module: nn.Module) -> type:
     return type(module).__mro__[2] if is_fully_sharded(module) else type(module)
 
 
-def own_hooks(hooks: dict) -> list:
+def user_hooks(hooks: dict) -> list:
     """The hooks of a module that ``fully_shard`` did not put there; those hand on what they get."""
     return [hook for hook in hooks.values() if type(getattr(hook, "__self__", None)).__name__ != "FSDPState"]
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether a hook may change what the module returns, or its gradient."""
-    return bool(own_hooks(module._forward_hooks) or module._backward_hooks or module._backward_pre_hooks)
+    return bool(user_hooks(module._forward_hooks) or module._backward_hooks or module._backward_pre_hooks)
 
 
 def has_pre_hooks(module: nn.Module) -> bool:
     """Whether a hook may change what the module gets."""
-    return bool(own_hooks(module._forward_pre_hooks))
+    return bool(user_hooks(module._forward_pre_hooks))
 
 
 def path_to(model: nn.Module, name: str) -> list[nn.Module]:

@@ -7,14 +7,14 @@ The head is found by reading the source of the model's ``forward`` (:mod:`forwar
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from .forward_reader import Followed, Reader, Unreadable
 from .head_steps import TRANSITIONS, Arguments, call_kind, is_mean, module_kind, pooled_dimensions
 from .module_facts import has_forward_hooks, has_pre_hooks
 
 
-class Relied(NamedTuple):
+class ReliedModule(NamedTuple):
     """A module whose behaviour the closed form rests on: ``kind`` is a step's, or the ``forward`` that was read."""
 
     name: str
@@ -31,7 +31,7 @@ class Relied(NamedTuple):
         return not (has_forward_hooks(module) or (self.follows and has_pre_hooks(module)))
 
 
-class Setting(NamedTuple):
+class ReliedSetting(NamedTuple):
     """A plain attribute of a module that decides what its ``forward`` does."""
 
     name: str
@@ -53,13 +53,13 @@ class Head(NamedTuple):
     linear: str
     steps: str
     pooled: tuple[int, ...]
-    relied: tuple[Relied | Setting, ...]
+    relied: tuple[ReliedModule | ReliedSetting, ...]
 
     def obstacle(self, model: nn.Module) -> str:
         """Why the head is not what it was any more; empty where it is."""
         for fact in self.relied:
             if not fact.holds(model):
-                what = f"{fact.name}.{fact.attribute}".lstrip(".") if isinstance(fact, Setting) else fact.name
+                what = f"{fact.name}.{fact.attribute}".lstrip(".") if isinstance(fact, ReliedSetting) else fact.name
                 return f"{what or 'the model'} was changed or got a hook"
         return ""
 
@@ -79,30 +79,6 @@ def find_head(model: nn.Module, target: nn.Module, reshaped: bool = False) -> tu
         return None, "what follows the target layer differs between train and eval mode"
     relied = heads[0].relied + tuple(fact for fact in heads[1].relied if fact not in heads[0].relied)
     return heads[0]._replace(relied=relied), ""
-
-
-def row_gradients(
-    rows: Tensor, features: Tensor, pooled: tuple[int, ...], reshape: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    """The gradients of logits whose rows of the weight are ``rows`` [B, C], as ``reshape`` gives them: [B, C] or, where
-    reshape copies, [B, C, H, W]. ``features``: the target's output, averaged over the dimensions ``pooled``.
-    Raises ValueError where it has others than those, the batch and the channels.
-    """
-    if features.ndim != 2 + len(pooled):
-        raise ValueError(
-            f"the output of the target layer must have {2 + len(pooled)} dimensions, of which {pooled} are averaged, "
-            f"got {list(features.shape)}; give closed_form=False"
-        )
-    size = 1
-    for dim in pooled:
-        size = size * features.shape[dim]
-    rows = rows.flatten(1) / size
-    if reshape is None:
-        return rows
-    for dim in pooled:
-        rows = rows.unsqueeze(dim)
-    gradients = reshape(rows.expand(len(rows), *features.shape[1:]))
-    return gradients[:, :, 0, 0] if gradients.stride()[2:] == (0, 0) else gradients
 
 
 class _Stepped(Followed):
@@ -144,13 +120,15 @@ def _read(model: nn.Module, target: nn.Module, training: bool, reshaped: bool) -
     while isinstance(value, _Stepped):
         steps.insert(0, value.source)
         value = value.previous
-    relied = [Relied(reader.display_name(module), kind, True) for module, kind in modules.items()]
+    relied = [ReliedModule(reader.display_name(module), kind, True) for module, kind in modules.items()]
     linear = next(fact.name for fact in relied if fact.kind in ("linear", "convolution"))
     relied += [
-        Relied(reader.dotted_name(module), type(module).forward, follows)
+        ReliedModule(reader.dotted_name(module), type(module).forward, follows)
         for module, follows in reader.forwards_read.items()
     ]
-    relied += [Setting(reader.dotted_name(module), name, value) for (module, name), value in reader.settings.items()]
+    relied += [
+        ReliedSetting(reader.dotted_name(module), name, value) for (module, name), value in reader.settings.items()
+    ]
     return Head(linear, " -> ".join(steps), pooled, tuple(relied))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cgc_kernels import GradCAM
-from cgc_kernels.grad_cam.families import find_target
 
 from . import checkpoints, storage
 from .small_resnet import SmallResNet
@@ -62,12 +61,12 @@ def create(settings, classes: int, names: Sequence[str] = ()) -> Classifier:
     """
     model = _build(settings.model, classes, settings.pretrained, settings.image_size)
     notes = _initialise(model, settings.init, names) if settings.init else []
-    target = find_target(model)
-    layer = settings.target_layer or target.layer
+    with GradCAM.auto(model, closed_form=False) as family:
+        layer, reshape = settings.target_layer or family.target_layer, family.reshape
     if layer not in dict(model.named_modules()):
         near = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"--target-layer must name a module of {settings.model}, got {layer!r}; at the top: {near}")
-    return Classifier(model, layer, target.reshape, head_name(model), notes)
+    return Classifier(model, layer, reshape, head_name(model), notes)
 
 
 def grad_cam(classifier: Classifier) -> GradCAM:

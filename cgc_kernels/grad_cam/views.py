@@ -1,0 +1,39 @@
+"""The views of a call and their target."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]) -> None:
+    if not views:
+        raise ValueError("views must hold at least one view, got none")
+    if not isinstance(extra, tuple | list):
+        raise TypeError(f"extra must be a sequence of views, got {type(extra).__name__}")
+    for name, group in (("views", views), ("extra", extra)):
+        for index, view in enumerate(group):
+            if not isinstance(view, Tensor):
+                raise TypeError(f"{name}[{index}] must be a tensor [B, ...], got {type(view).__name__}")
+            if view.ndim < 1:
+                raise ValueError(f"{name}[{index}] must have shape [B, ...], got a scalar")
+    batch = views[0].shape[0]
+    for index, view in enumerate(views):
+        if view.shape[0] != batch:
+            raise ValueError(f"views[{index}] must have a batch of {batch} like views[0], got {view.shape[0]}")
+    if target is not None:
+        _check_target(target, batch)
+
+
+def _check_target(target: Tensor, batch: int) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor [B] of int64, got {type(target).__name__}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64, got {target.dtype}")
+    if target.shape != (batch,):
+        raise ValueError(f"target must have shape [{batch}], got {list(target.shape)}")
+
+
+def image_size(view: Tensor) -> tuple[int, int] | None:
+    """(height, width) of views [B, C, height, width]; None for others, tokens for instance."""
+    return tuple(view.shape[2:]) if view.ndim == 4 else None
