@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from . import backends, checks, distributed
+from . import backends, checks
 from .backends.backend import Backend
 from .grad_cam import CAM
 from .options import WEIGHTINGS, Options, widest_dtype
@@ -244,4 +244,8 @@ def _choose(backend: str, like: torch.Tensor, group=None, even: bool = False) ->
     checks.group(group, even)
     height, width = like.shape[-2:]
     chosen = backends.choose(backend, like.device, max(height, width))
-    return chosen if group is None else distributed.over(chosen, group, even)
+    if group is None:
+        return chosen
+    from . import distributed  # not before it is needed: it imports torch._dynamo
+
+    return distributed.over(chosen, group, even)

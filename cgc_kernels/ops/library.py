@@ -52,6 +52,7 @@ class Namespace:
 
         Returns the stage as a function of the operator's inputs, differentiable once, that gives its first outputs.
         """
+        self._check_new(stage.name)
         operator = self._declare(stage.name, stage.schema, stage.fake)
         backward = self._declare(f"{stage.name}_backward", stage.backward_schema, stage.fake_backward)
         _register_autograd(operator, backward, stage)
@@ -59,11 +60,19 @@ class Namespace:
 
     def define_plain(self, schema: str) -> None:
         """Define an operator that takes no tensor."""
+        self._check_new(schema.partition("(")[0])
         self._library.define(schema)
 
     def implement(self, name: str, kernel, device_type: str) -> None:
         """Make a Python function the kernel of operator `name` on one type of device."""
         self._library.impl(name, kernel, device_type.upper())
+
+    def _check_new(self, name: str) -> None:
+        if hasattr(getattr(torch.ops, self.name), name):
+            raise ImportError(
+                "cgc_kernels must be imported once in a process, got a second import after its modules were taken out "
+                "of sys.modules, or of another copy: torch keeps its operators until the end; restart Python"
+            )
 
     def _declare(self, name: str, schema: str, fake):
         self._library.define(f"{name}{schema}")

@@ -9,10 +9,11 @@ import re
 import torch
 
 from ... import ops
+from ...tracing import constant_result
 from ..backend import LARGEST_SIDE, Backend
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def missing(index: int | None) -> str | None:
     """Why the kernels cannot serve CUDA device `index` (None: the current one), with the remedy; None if they can."""
     reason = ops.unavailable("cuda")

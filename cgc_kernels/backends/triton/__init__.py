@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from ...ops import Namespace, define
+from ...tracing import constant_result
 from ..backend import LARGEST_SIDE, Backend
 
 REMEDY = "pip install triton, or use backend='torch'"
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def missing(index: int | None) -> str | None:
     """Why the Triton kernels cannot serve in this installation, with the remedy; None if they can."""
     return _found()
