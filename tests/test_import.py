@@ -1,11 +1,15 @@
-"""What `import cgc_kernels` does to a process, and costs it."""
+"""What `import cgc_kernels` does to a process, and what is imported from it."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
+import cgc_kernels
 from cgc_kernels.tracing import constant_result
 
 IMPORT = """
@@ -58,3 +62,19 @@ def test_the_mark_of_a_constant_is_torchs():
         pass
 
     assert vars(constant_result(ours)) == vars(torch.compiler.assume_constant_result(torchs)) != {}
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("folder", ["python", "docs/recipes"])
+def test_scripts_import_public_names_alone(folder):
+    files = list((ROOT / folder).rglob("*.py"))
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    found = [
+        node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cgc_kernels")
+    ]
+    assert found
+    for node in found:
+        assert node.module == "cgc_kernels"
+        assert {name.name for name in node.names} <= set(cgc_kernels.__all__)

@@ -61,6 +61,7 @@ def call_kind(callee: Any, arguments: Arguments, training: bool) -> str | None:
 
 
 def is_mean(callee: Any) -> bool:
+    """Whether a call takes a mean: then :func:`pooled_dimensions` has its dimensions."""
     return callee is torch.mean or (isinstance(callee, str) and callee == "mean")
 
 

@@ -15,6 +15,7 @@ def find_logits(output: Any) -> Any:
 
 
 def check_logits(logits: Tensor, view: Tensor) -> None:
+    """Refuse all but logits [B, K] of a view [B, ...]: raises TypeError or ValueError."""
     if not isinstance(logits, Tensor):
         kind = type(logits).__name__
         raise TypeError(f"the model must return logits [B, K], got {kind} without logits in it")
@@ -23,7 +24,7 @@ def check_logits(logits: Tensor, view: Tensor) -> None:
 
 
 def choose_target(target: Tensor | None, logits: Tensor) -> Tensor:
-    """``target`` checked against the logits, or their argmax."""
+    """``target`` [B] checked against the logits [B, K], or their argmax; raises RuntimeError or ValueError."""
     if target is None:
         return logits.detach().argmax(1)
     if target.device != logits.device:

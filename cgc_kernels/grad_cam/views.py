@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]) -> None:
+    """Refuse what is no batch of views with a target for each sample: raises TypeError or ValueError."""
     if not views:
         raise ValueError("views must hold at least one view, got none")
     if not isinstance(extra, tuple | list):

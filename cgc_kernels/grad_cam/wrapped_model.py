@@ -18,8 +18,8 @@ from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 class WrappedModel(nn.Module):
     """``model``, the hook on its ``target_layer``, and what is known of the two.
 
-    Attributes and methods that this object does not have are the model's. So its own begin with an underscore, but for
-    those that are documented: they would hide the model's.
+    Attributes and methods that this object does not have are the model's. A public name of this object would hide the
+    model's: so all but the documented ones are private to this package.
     """
 
     def __init__(self, model: nn.Module, target_layer: str, reshape: Reshape | None, head: Head | None):
