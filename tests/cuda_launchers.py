@@ -47,8 +47,7 @@ ResampleBackward = structure(
 )
 Contrast = structure(
     "Contrast",
-    batch=c_int64,
-    length=c_int64,
+    **dict.fromkeys(("batch", "length", "first", "count"), c_int64),
     temperature=c_double,
     float64=c_bool,
     **dict.fromkeys(("rows", "keys", "positives", "row_losses"), c_void_p),
@@ -128,17 +127,18 @@ class Launchers:
         self._run("resample_backward", call)
         return tuple(grads)
 
-    def contrast(self, rows, keys, positives, temperature):
+    def contrast(self, rows, keys, positives, first, count, temperature):
         self._see(rows=rows, keys=keys, positives=positives)
-        row_losses = self._new((len(rows),), torch.float64, "row_losses")
+        row_losses = self._new((count,), torch.float64, "row_losses")
         loss = self._new((), rows.dtype, "loss")
-        self._run("contrast", self._contrast(rows, keys, positives, row_losses, temperature), loss)
+        self._run("contrast", self._contrast(rows, keys, positives, row_losses, first, count, temperature), loss)
         return loss, row_losses
 
-    def contrast_backward(self, grad_loss, rows, keys, positives, row_losses, temperature):
+    def contrast_backward(self, grad_loss, rows, keys, positives, row_losses, first, count, temperature):
         self._see(grad_loss=grad_loss, rows=rows, keys=keys, positives=positives, row_losses=row_losses)
-        call = ContrastBackward(self._contrast(rows, keys, positives, row_losses, temperature), _scalar(grad_loss))
-        grads = [self._new(t.shape, t.dtype, "grad") for t in (rows, keys, positives)]
+        forward = self._contrast(rows, keys, positives, row_losses, first, count, temperature)
+        call = ContrastBackward(forward, _scalar(grad_loss))
+        grads = [self._new((count, *t.shape[1:]), t.dtype, "grad") for t in (rows, keys, positives)]
         call.grad_rows, call.grad_keys, call.grad_positives = map(_pointer, grads)
         self._run("contrast_backward", call)
         return tuple(grads)
@@ -153,7 +153,7 @@ class Launchers:
         self.watch_output(**saved.parts)
         call.resample = self._resample(saved.heatmaps[0], transform, size_h, size_w, eps, objective)
         saved.fill(call.views, call.resample)
-        call.contrast = self._contrast(saved.rows, saved.keys, saved.positives, saved.row_losses, temperature)
+        call.contrast = self._contrast_of(saved, temperature)
         loss = self._new((), _acc(features), "loss")
         self._run("cgc", call, loss)
         return loss, saved.memory
@@ -175,7 +175,7 @@ class Launchers:
         forward = self._resample(saved.heatmaps[0], transform, size_h, size_w, eps, objective)
         saved.fill((call.views[0].forward, call.views[1].forward), forward)
         call.resample = ResampleBackward(forward)
-        contrast = self._contrast(saved.rows, saved.keys, saved.positives, saved.row_losses, temperature)
+        contrast = self._contrast_of(saved, temperature)
         call.contrast = ContrastBackward(contrast, _scalar(grad_loss))
         self._run("cgc_backward", call)
         return tuple(grads)
@@ -200,9 +200,13 @@ class Launchers:
             call.crops = (Column * 5)(*columns)
         return call
 
-    def _contrast(self, rows, keys, positives, row_losses, temperature):
+    def _contrast(self, rows, keys, positives, row_losses, first, count, temperature):
         pointers = map(_pointer, (rows, keys, positives, row_losses))
-        return Contrast(*rows.shape, temperature, rows.dtype == torch.float64, *pointers)
+        return Contrast(*rows.shape, first, count, temperature, rows.dtype == torch.float64, *pointers)
+
+    def _contrast_of(self, saved, temperature):
+        batch = len(saved.positives)
+        return self._contrast(saved.rows, saved.keys, saved.positives, saved.row_losses, 0, batch, temperature)
 
     def _grads(self, tensors, needs):
         return [self._like(t) if need else t.new_empty(0) for t, need in zip(tensors, needs, strict=True)]

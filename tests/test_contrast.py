@@ -33,13 +33,13 @@ def loss_and_grads(contrast, tensors, temperature, upstream=1.0):
     return loss.detach(), torch.autograd.grad(loss * upstream, leaves)
 
 
-def dense(rows, keys, positives, temperature):
+def dense(rows, keys, positives, temperature, reduction="mean"):
     """The whole matrix of logits, float64."""
     similarities = rows.double() @ keys.double().T
     logits = (
         torch.where(torch.eye(len(rows), dtype=torch.bool), positives.double()[:, None], similarities) / temperature
     )
-    return F.cross_entropy(logits, torch.arange(len(rows)))
+    return F.cross_entropy(logits, torch.arange(len(rows)), reduction=reduction)
 
 
 def check_against_dense(backend, tensors, temperature, upstream=1.0):
@@ -49,6 +49,31 @@ def check_against_dense(backend, tensors, temperature, upstream=1.0):
     assert_close(loss.double(), expected, 1e-12, floor=1, what="loss")
     for name, grad, exact in zip(("rows", "keys", "positives"), grads, expected_grads, strict=True):
         assert_close(grad, exact, 1e-11, floor=1e-6 / temperature, what=name)
+
+
+def check_shares(backend, sizes, length=5, temperature=0.1):
+    """What ranks of those sizes compute is, put together, what one process computes."""
+    tensors = inputs(sum(sizes), length)
+    exact = dense(*tensors, temperature, reduction="none")
+    _, exact_grads = loss_and_grads(dense, tensors, temperature, upstream=-1.7)
+    upstream, first = torch.tensor(-1.7, dtype=torch.float64), 0
+    for count in sizes:
+        own = slice(first, first + count)
+        losses = backend.row_losses(*tensors, first, count, temperature)
+        assert_close(losses, exact[own], 1e-12, floor=1, what=f"losses of {own}")
+        grads = backend.row_gradients(upstream, *tensors, exact, first, count, temperature)
+        for name, grad, exact_grad in zip(("rows", "keys", "positives"), grads, exact_grads, strict=True):
+            assert_close(grad, exact_grad[own], 1e-11, floor=1e-6 / temperature, what=f"{name} of {own}")
+        first += count
+
+
+SHARES = [(1,), (1, 1), (2, 1, 4), (5, 63, 1, 4, 70), (64, 64, 300), (300, 3)]
+
+
+@pytest.mark.parametrize("sizes", SHARES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shares_of_the_samples(backend, sizes):
+    check_shares(backends.named(backend), sizes)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -154,6 +179,7 @@ def test_chunks_of_torch_change_nothing(monkeypatch, chunk):
     monkeypatch.setattr(import_module("cgc_kernels.backends.torch.contrast"), "CHUNK_ELEMENTS", chunk)
     for batch in (1, 2, 37):
         check_against_dense("torch", inputs(batch, 5), 0.1)
+    check_shares(backends.named("torch"), (5, 30, 2))
 
 
 @pytest.mark.parametrize("backend", [CPP])

@@ -9,9 +9,10 @@ from cases import VIEWS, assert_same_loss, cases, evaluate, examples, lay_out, n
 from compare import assert_close, assert_low_precision, assert_same_bits
 from cuda_cases import LAYOUTS, WEIGHTINGS, case_of
 from hypothesis import given, settings
+from test_contrast import check_shares
 from test_golden import DATA, call, expected, mse_floor
 
-from cgc_kernels import CropFlip, cgc_loss, gradcam, heatmap_loss
+from cgc_kernels import CropFlip, backends, cgc_loss, gradcam, heatmap_loss
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
 
@@ -165,6 +166,13 @@ def test_stages_by_themselves(kernels):
             results.append([loss, *torch.autograd.grad(loss, maps)])
     for got, wanted in zip(*results, strict=True):
         assert_close(got, wanted, 1e-10)
+
+
+@pytest.mark.parametrize(("sizes", "length"), [((1, 1), 3), ((17, 3, 70), 5), ((20, 7), 70)])
+def test_shares_of_the_samples(kernels, sizes, length):
+    """What each rank of a group takes of stage contrast."""
+    with kernels.running():
+        check_shares(backends.named("cuda"), sizes, length)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

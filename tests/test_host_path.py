@@ -89,7 +89,7 @@ def test_stages_equal_their_operators(backend, weighting):
             ops = torch.ops.cgc_kernels
             maps = [ops.cam(*prepare(*leaves[i : i + 2], elementwise), elementwise)[0] for i in (0, 2)]
             rows = ops.resample(*maps, tensors_of(case.transform), *SIZE, 1e-8, 0)[:3]
-            loss = ops.contrast(*rows, 0.5)[0]
+            loss = ops.contrast(*rows, 0, len(rows[0]), 0.5)[0]
         results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     for name, one, other in zip(("loss", *VIEWS), *results, strict=True):
         assert_same_bits(one, other, name)

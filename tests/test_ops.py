@@ -65,9 +65,12 @@ def check_resample(op, given, device="cpu"):
 
 def check_contrast(op, given, device="cpu"):
     tensors = on(device, contrast_arguments(*given))
-    opcheck(op("contrast"), (*differentiable(*tensors), 0.5))
-    loss, row_losses = op("contrast")(*tensors, 0.5)
-    opcheck(op("contrast_backward"), (torch.ones_like(loss), *tensors, row_losses, 0.5))
+    batch = len(tensors[0])
+    opcheck(op("contrast"), (*differentiable(*tensors), 0, batch, 0.5))
+    loss, row_losses = op("contrast")(*tensors, 0, batch, 0.5)
+    for share in ((0, batch), (batch // 3, batch // 2 + 1)):
+        opcheck(op("contrast"), (*tensors, *share, 0.5))
+        opcheck(op("contrast_backward"), (torch.ones_like(loss), *tensors, row_losses, *share, 0.5))
 
 
 def check_cgc(op, given, device="cpu", needs=15):
@@ -220,7 +223,7 @@ def check_what_is_saved(op, given):
     for name, expected in stage.items():
         assert_same_bits(parts[name], expected, name)
     zeros = torch.zeros_like(positives)
-    losses = zeros if objective == 2 else op("contrast")(rows, keys, positives, settings[2])[1]
+    losses = zeros if objective == 2 else op("contrast")(rows, keys, positives, 0, len(rows), settings[2])[1]
     assert_same_bits(parts["row_losses"], losses, "row_losses")
 
 
@@ -237,7 +240,7 @@ def test_every_output_is_written():
         tensors, _, settings = cgc_arguments(*given)
         maps, rest = resample_arguments(given[1], given[2], torch.float32)
         with poison():
-            outputs = [*op("resample")(*maps, *rest), *op("contrast")(*contrast_arguments(7, torch.float32), 0.5)]
+            outputs = [*op("resample")(*maps, *rest), *op("contrast")(*contrast_arguments(7, torch.float32), 1, 5, 0.5)]
             outputs += op("cam")(*tensors[:2], settings[3])
         assert all(t.isfinite().all() for t in outputs), given
 
@@ -308,10 +311,22 @@ class TestGuards:
 
     def test_contrast(self):
         rows, positives = torch.rand(4, 5), torch.rand(4, dtype=torch.float64)
-        self.refused("contrast", rows, rows[:3], positives, 0.5, match="keys")
-        self.refused("contrast", rows, rows, positives.float(), 0.5, match="positives")
-        self.refused("contrast", rows, rows.T.contiguous().T, positives, 0.5, match="keys")
-        self.refused("contrast_backward", rows, rows, rows, positives, positives, 0.5, match="grad_loss")
+        rest = (0, 4, 0.5)
+        self.refused("contrast", rows, rows[:3], positives, *rest, match="keys")
+        self.refused("contrast", rows, rows, positives.float(), *rest, match="positives")
+        self.refused("contrast", rows, rows.T.contiguous().T, positives, *rest, match="keys")
+        self.refused("contrast_backward", rows, rows, rows, positives, positives, *rest, match="grad_loss")
+        loss, losses = op("contrast")(rows, rows, positives, 1, 2, 0.5)
+        self.refused("contrast_backward", loss, rows, rows, positives, losses, 1, 2, 0.5, match="row_losses")
+        for share, name in (
+            ((-1, 2), "first"),
+            ((4, 1), "first"),
+            ((1, 0), "count"),
+            ((0, 5), "count"),
+            ((2, 3), "count"),
+        ):
+            self.refused("contrast", rows, rows, positives, *share, 0.5, match=name)
+            self.refused("contrast_backward", loss, rows, rows, positives, positives, *share, 0.5, match=name)
 
     def test_cgc(self):
         x, crops = torch.rand(2, 3, 4, 5), self.crops()

@@ -27,6 +27,10 @@ class Backend:
         contrast: (rows, keys, positives, temperature) -> scalar.
         heatmap_loss: (heatmaps, aug_heatmaps, transform, options) -> scalar.
         cgc: (features, gradients, aug_features, aug_gradients, transform, options) -> scalar.
+        row_losses: stage contrast of `count` samples from `first` on, against all: (rows, keys, positives, first,
+            count, temperature) -> [count], not differentiable. None: it contrasts all samples or none.
+        row_gradients: (grad_loss, rows, keys, positives, row_losses of all, first, count, temperature) -> gradients of
+            the mean of all row losses with respect to the rows, keys and positives of those samples.
         device_types: of the devices whose tensors it takes; None: any.
         largest_side: cells of a heatmap each way that it takes; None: any.
         missing: (index of a CUDA device, or None for the current one) -> why this installation cannot serve it, with
@@ -39,6 +43,8 @@ class Backend:
     contrast: Callable
     heatmap_loss: Callable
     cgc: Callable
+    row_losses: Callable | None = None
+    row_gradients: Callable | None = None
     device_types: tuple[str, ...] | None = None
     largest_side: int | None = None
     missing: Callable[[int | None], str | None] = _nothing

@@ -49,9 +49,9 @@ def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> to
     return double_backward.apply(_DampBothModes, heatmaps, scale)
 
 
-def plain_backend(name: str, *stages: Callable) -> Backend:
-    """A backend that serves any device, of stages that PyTorch differentiates; in the order of Backend's."""
-    return Backend(name, *(functools.partial(_guarded, stage) for stage in stages))
+def plain_backend(name: str, *stages: Callable, **others) -> Backend:
+    """A backend that serves any device, of stages in the order of Backend's that PyTorch differentiates, and others."""
+    return Backend(name, *(functools.partial(_guarded, stage) for stage in stages), **others)
 
 
 def _guarded(stage: Callable, *args):

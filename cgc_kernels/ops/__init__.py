@@ -14,13 +14,15 @@ from .library import COMPILED, Namespace, architectures, processor, unavailable,
 
 
 class Stages(NamedTuple):
-    """The stages of one namespace, their chain for heatmaps from anywhere, and the three fused."""
+    """The stages of one namespace, their chain for heatmaps from anywhere, the three fused, and what ranks share."""
 
     cam: functools.partial
     resample: functools.partial
     contrast: functools.partial
     heatmap_loss: functools.partial
     cgc: functools.partial
+    row_losses: functools.partial
+    row_gradients: functools.partial
 
 
 def define(namespace: Namespace) -> Stages:
@@ -30,7 +32,12 @@ def define(namespace: Namespace) -> Stages:
         module.STAGE.name: functools.partial(functions[module.STAGE.name], namespace.define(module.STAGE))
         for module in (cam, resample, contrast, cgc)
     }
-    return Stages(**stages, heatmap_loss=functools.partial(chain.heatmap_loss, stages["resample"], stages["contrast"]))
+    return Stages(
+        **stages,
+        heatmap_loss=functools.partial(chain.heatmap_loss, stages["resample"], stages["contrast"]),
+        row_losses=functools.partial(contrast.row_losses, namespace.operators),
+        row_gradients=functools.partial(contrast.row_gradients, namespace.operators),
+    )
 
 
 compiled = define(COMPILED)

@@ -46,6 +46,7 @@ class Namespace:
     def __init__(self, name: str):
         self.name = name
         self._library = torch.library.Library(name, "FRAGMENT")
+        self.operators = getattr(torch.ops, name)
 
     def define(self, stage: Stage) -> Callable:
         """Define a stage's operators: schemas, fake kernels, autograd.
@@ -76,7 +77,7 @@ class Namespace:
 
     def _declare(self, name: str, schema: str, fake):
         self._library.define(f"{name}{schema}")
-        operator = getattr(getattr(torch.ops, self.name), name).default
+        operator = getattr(self.operators, name).default
         torch.library.register_fake(operator, fake)
         torch.library.register_vmap(operator, functools.partial(_one_by_one, operator))
         return operator

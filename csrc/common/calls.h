@@ -69,22 +69,24 @@ struct ResampleBackward {
   void* grad_aug_heatmaps;       // [B, P]
 };
 
+// Of `count` samples from `first` on, against all: each rank of a group has its own, and one process has them all.
 struct Contrast {
-  std::int64_t batch, length;
+  std::int64_t batch, length, first, count;
   double temperature;
   bool float64;             // type of rows and keys; float32 otherwise
   const void* rows;         // [B, N]
   const void* keys;         // [B, N]
   const double* positives;  // [B]
-  double* row_losses;       // [B]
+  double* row_losses;       // [count]; for the backward [B]
 };
 
+// Of the mean of all row losses.
 struct ContrastBackward {
   Contrast forward;
   Scalar grad_loss;
-  void* grad_rows;         // [B, N]
-  void* grad_keys;         // [B, N]
-  double* grad_positives;  // [B]
+  void* grad_rows;         // [count, N]
+  void* grad_keys;         // [count, N]
+  double* grad_positives;  // [count]
 };
 
 struct Cgc {

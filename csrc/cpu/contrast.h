@@ -37,23 +37,25 @@ index_t strip_columns(index_t batch, index_t start) {
   return minimum(strip, round_up(batch - start, 2 * Vector<T>::lanes));
 }
 
-// [B, N] padded with zeros to the columns of its strips and to whole vectors, and the same transposed within each strip
-// of 64.
+// [B, N] transposed within each strip of 64, with zeros up to the columns of the strip; and, if wanted, as it is,
+// padded with zeros to those columns and to whole vectors.
 template <class T>
 class Packed {
  public:
-  Packed(const void* values, index_t batch, index_t length)
+  Packed(const void* values, index_t batch, index_t length, bool with_rows)
       : length_(length),
         stride_(padded(length)),
-        memory_(padded_rows(batch) * stride_ + round_up(batch, strip) * length),
-        rows_(memory_.take(padded_rows(batch) * stride_)),
-        strips_(memory_.take(round_up(batch, strip) * length)) {
+        memory_(round_up(batch, strip) * length + (with_rows ? padded_rows(batch) * stride_ : 0)),
+        strips_(memory_.take(round_up(batch, strip) * length)),
+        rows_(with_rows ? memory_.take(padded_rows(batch) * stride_) : nullptr) {
     const T* from = static_cast<const T*>(values);
-    for (index_t i = 0; i < padded_rows(batch); ++i) {
-      T* row = rows_ + i * stride_;
-      for (index_t k = 0; k < stride_; ++k) row[k] = i < batch && k < length ? from[i * length + k] : T(0);
+    for (index_t i = 0; i < padded_rows(batch); ++i, from += length) {
+      const bool inside = i < batch;
       T* column = strips_ + i / strip * strip * length + i % strip;
-      for (index_t k = 0; k < length; ++k) column[k * strip] = row[k];
+      for (index_t k = 0; k < length; ++k) column[k * strip] = inside ? from[k] : T(0);
+      if (!with_rows) continue;
+      T* row = rows_ + i * stride_;
+      for (index_t k = 0; k < stride_; ++k) row[k] = inside && k < length ? from[k] : T(0);
     }
   }
 
@@ -77,25 +79,35 @@ class Packed {
  private:
   index_t length_, stride_;
   Parts<T> memory_;
-  T *const rows_, *const strips_;
+  T *const strips_, *const rows_;
 };
 
-// tile[r][j] = <a_(first + r), b_(start + j)> for the columns j of a strip.
+// Four rows of [B, N] from row `first` on; the last one stands for those beyond it.
 template <class T>
-void similarities(const Packed<T>& a, index_t first, const Packed<T>& b, index_t start, index_t count,
-                  T (*tile)[strip]) {
+struct TileRows {
+  const T* row[tile_rows];
+
+  TileRows(const void* values, index_t length, index_t first, index_t last) {
+    for (index_t r = 0; r < tile_rows; ++r) {
+      row[r] = static_cast<const T*>(values) + minimum(first + r, last - 1) * length;
+    }
+  }
+};
+
+// tile[r][j] = <a_r, b_(start + j)> for the columns j of a strip.
+template <class T>
+void similarities(const TileRows<T>& a, const Packed<T>& b, index_t start, index_t count, T (*tile)[strip]) {
   using V = typename Vector<T>::type;
   constexpr index_t lanes = Vector<T>::lanes;
-  const T* rows = a.row(first);
   for (index_t j = 0; j < count; j += 2 * lanes) {
     const T* columns = b.transposed(start) + j;
     V sums[tile_rows][2] = {};
-    for (index_t k = 0; k < a.length(); ++k, columns += strip) {
+    for (index_t k = 0; k < b.length(); ++k, columns += strip) {
       const V left = *reinterpret_cast<const V*>(columns);
       const V right = *reinterpret_cast<const V*>(columns + lanes);
       for (index_t r = 0; r < tile_rows; ++r) {
-        sums[r][0] += rows[r * a.stride() + k] * left;
-        sums[r][1] += rows[r * a.stride() + k] * right;
+        sums[r][0] += a.row[r][k] * left;
+        sums[r][1] += a.row[r][k] * right;
       }
     }
     for (index_t r = 0; r < tile_rows; ++r) std::memcpy(tile[r] + j, sums[r], sizeof(sums[r]));
@@ -123,16 +135,18 @@ void accumulate(const T (*weights)[strip], const Packed<T>& b, index_t start, in
 constexpr index_t most_block_rows = 32;
 
 // Rows that share one pass over all strips: more of them save memory traffic, fewer keep all threads busy.
-inline index_t block_rows(index_t batch) {
-  return tile_rows * clamp(batch / 256, index_t(1), most_block_rows / tile_rows);
+inline index_t block_rows(index_t count) {
+  return tile_rows * clamp(count / 256, index_t(1), most_block_rows / tile_rows);
 }
 
-// Runs body(first, last) for every block of rows.
+// Runs body(first, last) for every block of a call's rows.
 template <class F>
-void run_blocks(ParallelFor parallel_for, index_t batch, F&& body) {
-  const index_t rows = block_rows(batch), grain = maximum(index_t(1), index_t(4096) / (batch * rows));
-  run(parallel_for, round_up(batch, rows) / rows, grain, [&](index_t begin, index_t end) {
-    for (index_t block = begin; block < end; ++block) body(block * rows, minimum(batch, (block + 1) * rows));
+void run_blocks(ParallelFor parallel_for, const Contrast& call, F&& body) {
+  const index_t rows = block_rows(call.count), grain = maximum(index_t(1), index_t(4096) / (call.batch * rows));
+  run(parallel_for, round_up(call.count, rows) / rows, grain, [&](index_t begin, index_t end) {
+    for (index_t block = begin; block < end; ++block) {
+      body(call.first + block * rows, call.first + minimum(call.count, (block + 1) * rows));
+    }
   });
 }
 
@@ -168,62 +182,63 @@ class RowLoss {
 template <class T>
 double contrast(const Contrast& call, ParallelFor parallel_for) {
   const index_t batch = call.batch;
-  const Packed<T> rows(call.rows, batch, call.length), keys(call.keys, batch, call.length);
-  run_blocks(parallel_for, batch, [&](index_t first, index_t last) {
+  const Packed<T> keys(call.keys, batch, call.length, false);
+  run_blocks(parallel_for, call, [&](index_t first, index_t last) {
     alignas(64) T tile[tile_rows][strip];
     RowLoss<T> losses[most_block_rows];
     for (index_t start = 0; start < batch; start += strip) {
       for (index_t i = first; i < last; ++i) {
         const index_t r = (i - first) % tile_rows;
-        if (r == 0) similarities(rows, i, keys, start, strip_columns<T>(batch, start), tile);
+        if (r == 0) {
+          similarities(TileRows<T>(call.rows, call.length, i, last), keys, start, strip_columns<T>(batch, start), tile);
+        }
         losses[i - first].add(tile[r], minimum(strip, batch - start), i - start, T(call.positives[i]),
                               T(1 / call.temperature));
       }
     }
-    for (index_t i = first; i < last; ++i) call.row_losses[i] = losses[i - first].value();
+    for (index_t i = first; i < last; ++i) call.row_losses[i - call.first] = losses[i - first].value();
   });
   double total = 0;
-  for (index_t i = 0; i < batch; ++i) total += call.row_losses[i];
-  return total / double(batch);
+  for (index_t i = 0; i < call.count; ++i) total += call.row_losses[i];
+  return total / double(call.count);
 }
 
-// The backward: weights g_ij = probability_ij / (tau B), their sums with the keys and with the rows.
+// The backward: weights g_ij = probability_ij / (tau B), their sums with the keys and with the rows, one after the
+// other so that only one side is packed at a time.
 template <class T>
 class ContrastGradient {
  public:
-  explicit ContrastGradient(const ContrastBackward& call)
-      : call_(call),
-        batch_(call.forward.batch),
-        rows_(call.forward.rows, batch_, call.forward.length),
-        keys_(call.forward.keys, batch_, call.forward.length),
-        memory_(2 * round_up(batch_, strip)),
-        positives_(memory_.take(round_up(batch_, strip))),
-        losses_(memory_.take(round_up(batch_, strip))),
-        scale_(value_of(call.grad_loss) / (call.forward.temperature * double(batch_))) {
-    for (index_t i = 0; i < round_up(batch_, strip); ++i) {
-      positives_[i] = i < batch_ ? T(call.forward.positives[i]) : T(0);
-      losses_[i] = i < batch_ ? T(call.forward.row_losses[i]) : T(0);
+  ContrastGradient(const ContrastBackward& call, ParallelFor parallel_for)
+      : call_(call.forward),
+        to_(call),
+        parallel_for_(parallel_for),
+        memory_(2 * round_up(call_.batch, strip)),
+        positives_(memory_.take(round_up(call_.batch, strip))),
+        losses_(memory_.take(round_up(call_.batch, strip))),
+        inverse_temperature_(T(1 / call_.temperature)),
+        scale_(T(value_of(call.grad_loss) / (call_.temperature * double(call_.batch)))) {
+    for (index_t i = 0; i < round_up(call_.batch, strip); ++i) {
+      positives_[i] = i < call_.batch ? T(call_.positives[i]) : T(0);
+      losses_[i] = i < call_.batch ? T(call_.row_losses[i]) : T(0);
     }
   }
 
-  // Gradients of rows first .. last - 1 and of their positives.
-  void rows(index_t first, index_t last) const {
-    double others[most_block_rows] = {};
-    each_tile(first, last, rows_, keys_, call_.grad_rows, [&](index_t i, index_t start, index_t count, T* values) {
-      const T positive = positives_[i], loss = losses_[i], inverse = inverse_temperature();
+  // Of the rows and of their positives.
+  void rows() const {
+    for (index_t i = 0; i < call_.count; ++i) to_.grad_positives[i] = 0;
+    each_tile(call_.rows, call_.keys, to_.grad_rows, [&](index_t i, index_t start, index_t count, T* values) {
+      const T positive = positives_[i], loss = losses_[i], inverse = inverse_temperature_;
 #pragma omp simd
       for (index_t j = 0; j < count; ++j) values[j] = exp_nonpositive((values[j] - positive) * inverse - loss);
-      others[i - first] += weigh(values, i, start, count);
+      to_.grad_positives[i - call_.first] -= weigh(values, i, start, count);
     });
-    for (index_t i = first; i < last; ++i) call_.grad_positives[i] = -others[i - first];
   }
 
-  // Gradients of keys first .. last - 1.
-  void keys(index_t first, index_t last) const {
-    each_tile(first, last, keys_, rows_, call_.grad_keys, [&](index_t j, index_t start, index_t count, T* values) {
+  void keys() const {
+    each_tile(call_.keys, call_.rows, to_.grad_keys, [&](index_t j, index_t start, index_t count, T* values) {
       const T* positives = positives_ + start;
       const T* losses = losses_ + start;
-      const T inverse = inverse_temperature();
+      const T inverse = inverse_temperature_;
 #pragma omp simd
       for (index_t i = 0; i < count; ++i) values[i] = exp_nonpositive((values[i] - positives[i]) * inverse - losses[i]);
       weigh(values, j, start, count);
@@ -231,57 +246,57 @@ class ContrastGradient {
   }
 
  private:
-  // grad_i = sum_j weight_ij b_j for the rows i of a block, where weigh(i, first j, count, values) turns similarities
+  // grad_i = sum_j weight_ij b_j for the call's rows i of a, where weigh(i, first j, count, values) turns similarities
   // <a_i, b_j> into weights.
   template <class F>
-  void each_tile(index_t first, index_t last, const Packed<T>& a, const Packed<T>& b, void* to, F&& weigh) const {
-    alignas(64) T tile[tile_rows][strip];
-    const index_t count = round_up(last - first, tile_rows), stride = a.stride();
-    Buffer<T> grads(count * stride);
-    for (index_t k = 0; k < count * stride; ++k) grads[k] = 0;
-    for (index_t start = 0; start < batch_; start += strip) {
-      const index_t columns = strip_columns<T>(batch_, start);
-      for (index_t i = first; i < first + count; i += tile_rows) {
-        similarities(a, i, b, start, columns, tile);
-        for (index_t r = 0; r < tile_rows; ++r) weigh(i + r, start, columns, tile[r]);
-        accumulate<T>(tile, b, start, columns, grads + (i - first) * stride);
+  void each_tile(const void* a, const void* columns, void* to, F&& weigh) const {
+    const Packed<T> b(columns, call_.batch, call_.length, true);
+    run_blocks(parallel_for_, call_, [&](index_t first, index_t last) {
+      alignas(64) T tile[tile_rows][strip];
+      Buffer<T> grads(round_up(last - first, tile_rows) * b.stride());
+      for (index_t k = 0; k < round_up(last - first, tile_rows) * b.stride(); ++k) grads[k] = 0;
+      for (index_t start = 0; start < call_.batch; start += strip) {
+        const index_t count = strip_columns<T>(call_.batch, start);
+        for (index_t i = first; i < last; i += tile_rows) {
+          similarities(TileRows<T>(a, call_.length, i, last), b, start, count, tile);
+          for (index_t r = 0; r < minimum(tile_rows, last - i); ++r) weigh(i + r, start, count, tile[r]);
+          accumulate<T>(tile, b, start, count, grads + (i - first) * b.stride());
+        }
       }
-    }
-    for (index_t i = first; i < last; ++i) {
-      std::memcpy(static_cast<T*>(to) + i * a.length(), grads + (i - first) * stride, sizeof(T) * a.length());
-    }
+      for (index_t i = first; i < last; ++i) {
+        std::memcpy(static_cast<T*>(to) + (i - call_.first) * call_.length, grads + (i - first) * b.stride(),
+                    sizeof(T) * call_.length);
+      }
+    });
   }
-
-  T inverse_temperature() const { return T(1 / call_.forward.temperature); }
 
   // Probabilities to weights, none for the pair with itself and for padding; returns their sum.
   double weigh(T* probabilities, index_t own, index_t start, index_t count) const {
-    for (index_t j = batch_ - start; j < count; ++j) probabilities[j] = 0;
+    for (index_t j = call_.batch - start; j < count; ++j) probabilities[j] = 0;
     if (own >= start && own < start + count) probabilities[own - start] = 0;
+    const T scale = scale_;
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (index_t j = 0; j < count; ++j) {
-      probabilities[j] *= T(scale_);
+      probabilities[j] *= scale;
       sum += probabilities[j];
     }
     return double(sum);
   }
 
-  const ContrastBackward& call_;
-  index_t batch_;
-  Packed<T> rows_, keys_;
+  const Contrast& call_;
+  const ContrastBackward& to_;
+  const ParallelFor parallel_for_;
   Parts<T> memory_;
   T *const positives_, *const losses_;
-  double scale_;
+  const T inverse_temperature_, scale_;
 };
 
 template <class T>
 void contrast_backward(const ContrastBackward& call, ParallelFor parallel_for) {
-  const ContrastGradient<T> gradient(call);
-  run_blocks(parallel_for, call.forward.batch, [&](index_t first, index_t last) {
-    gradient.rows(first, last);
-    gradient.keys(first, last);
-  });
+  const ContrastGradient<T> gradient(call, parallel_for);
+  gradient.rows();
+  gradient.keys();
 }
 
 }  // namespace cgc::CGC_ISA

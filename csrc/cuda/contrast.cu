@@ -38,7 +38,7 @@ struct alignas(16) LogSum {
   }
 };
 
-// The two rows of every lane into the sums of the split: lanes of a row first, then warps in order.
+// The two rows of every lane into the sums of the split: lanes of a row first, then warps in order. row: of the count.
 template <class Acc>
 __device__ __forceinline__ void write_rows(const ContrastForward& phase, int row, int split, LogSum<Acc> (&sums)[2],
                                            Acc* memory) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void write_rows(const ContrastForward& phase, int row
     if (fragment_column() == 0) parts[warp() * tile_rows + row_of(2 * half)] = sums[half];
   }
   __syncthreads();
-  each(minimum(tile_rows, int(phase.call.batch) - row), [&](int r) {
+  each(minimum(tile_rows, int(phase.call.count) - row), [&](int r) {
     const auto total = LogSum<Acc>::of(block_warps, [&](int w) { return parts[w * tile_rows + r]; });
     simt::gst(static_cast<LogSum<Acc>*>(phase.sums) + index_t(row + r) * phase.splits + split, total);
   });
@@ -70,20 +70,20 @@ __device__ __forceinline__ double merged_loss(const ContrastForward& phase, int 
 // Row losses and their mean, by one block. scratch: shared, [2 warps]
 template <class Acc>
 __device__ __forceinline__ void finish_loss(const ContrastForward& phase, double* scratch) {
-  const int batch = int(phase.call.batch);
+  const int count = int(phase.call.count), begin = int(phase.call.first);
   const bool mse = phase.objective == Objective::mse;
   double totals[2] = {};  // of the rows' losses, and of 1 - positive
 #pragma unroll 1
-  for (int row = thread(); row < batch; row += block_threads) {
-    const double positive = simt::gld(phase.call.positives + row);
+  for (int row = thread(); row < count; row += block_threads) {
+    const double positive = simt::gld(phase.call.positives + begin + row);
     const double loss = mse ? unit_square(positive) / phase.pixels : merged_loss<Acc>(phase, row);
     simt::gst(phase.call.row_losses + row, mse ? 0 : loss);
     totals[0] += loss;
     totals[1] += 1 - positive;
   }
   block_sums(totals, scratch);
-  double loss = totals[0] / double(batch);
-  if (phase.consistency > 0) loss += phase.consistency * (totals[1] / double(batch));
+  double loss = totals[0] / double(count);
+  if (phase.consistency > 0) loss += phase.consistency * (totals[1] / double(count));
   if (thread() == 0) assign(phase.loss, loss);
 }
 
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_forward(const __gri
   const ContrastTiles<Acc> tiles(memory);
   const Contrast& call = phase.call;
   const int batch = int(call.batch), split = int(blockIdx.x % unsigned(phase.splits));
-  const int row = int(blockIdx.x / unsigned(phase.splits)) * tile_rows;
+  const int row = int(call.first) + int(blockIdx.x / unsigned(phase.splits)) * tile_rows;
   const int share = ceil_div(column_tiles(batch), phase.splits) * tile_columns;
   const int begin = split * share, end = minimum(begin + share, batch);
   const ContrastSides sides{call.rows, call.keys, batch, int(call.length)};
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_forward(const __gri
       if (other < batch && other != row + row_of(i)) sums[i / 2].add((c[i] - positives[i / 2]) * inverse);
     }
   }
-  write_rows(phase, row, split, sums, memory);
+  write_rows(phase, row - int(call.first), split, sums, memory);
   if (phase.counter == nullptr) return;
   __syncthreads();
   unsigned* last = reinterpret_cast<unsigned*>(tiles.columns);
@@ -142,9 +142,9 @@ int launch_contrast(ContrastForward phase, Stream& stream) {
   const bool mse = phase.objective == Objective::mse;
   if (!mse) {
     // Blocks for a large device, as far as there are columns, and few enough numbers to merge.
-    const int rows = row_tiles(call.batch), columns = column_tiles(call.batch);
+    const int rows = row_tiles(call.count), columns = column_tiles(call.batch);
     phase.splits = ceil_div(columns, ceil_div(columns, clamp(256 / rows, 1, columns)));  // none without columns
-    phase.sums = stream.take(call.batch * phase.splits * index_t(sizeof(LogSum<double>)));
+    phase.sums = stream.take(call.count * phase.splits * index_t(sizeof(LogSum<double>)));
     with_contrast_types(call, [&](auto acc, auto slices) {
       using Acc = decltype(acc);
       return stream.start(&contrast_forward<Acc, decltype(slices)::value == 1>, unsigned(rows) * unsigned(phase.splits),

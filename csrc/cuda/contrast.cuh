@@ -94,7 +94,7 @@ __device__ __forceinline__ void similarities(const ContrastSides& sides, int row
 __device__ __forceinline__ int row_of(int i) { return fragment_row() + i / 2 * 8; }
 __device__ __forceinline__ int column_of(int i) { return 8 * warp() + 2 * fragment_column() + i % 2; }
 
-CGC_HD inline int row_tiles(index_t batch) { return int((batch + tile_rows - 1) / tile_rows); }
+CGC_HD inline int row_tiles(index_t count) { return int((count + tile_rows - 1) / tile_rows); }
 CGC_HD inline int column_tiles(index_t batch) { return int((batch + tile_columns - 1) / tile_columns); }
 
 // ---- Launching
@@ -118,7 +118,7 @@ struct ContrastForward {
   unsigned* counter;           // of blocks that are done, zero before; null: the loss takes a kernel of its own
 
   int splits;  // of the columns
-  void* sums;  // LogSum<acc> [B, splits], of the logits of a row, relative to its positive
+  void* sums;  // LogSum<acc> [count, splits], of the logits of a row, relative to its positive
 };
 
 // Of a call without splits and sums. Of the mse objective there is only the loss.

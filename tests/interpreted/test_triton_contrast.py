@@ -1,6 +1,7 @@
 """Stage contrast as Triton kernels."""
 
 import pytest
+import test_contrast
 import test_ops
 import torch
 from compare import assert_close, assert_same_bits
@@ -34,6 +35,11 @@ def test_equals_torch(batch, length, temperature):
     names = ("loss", "rows", "keys", "positives")
     for ours, theirs, what in zip(*both(batch, length, temperature), names, strict=True):
         assert_close(ours, theirs, 1e-12, floor=1.0 if what == "loss" else 1e-3 / batch, what=what)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (17, 3, 70)])
+def test_shares_of_the_samples(sizes):
+    test_contrast.check_shares(triton, sizes)
 
 
 def test_large_logits_do_not_overflow():

@@ -135,10 +135,16 @@ struct CgcOperators {
   }
 
   static Contrast contrast(const SavedLayout& layout, char* data, const Resample& resample, double temperature) {
-    return {resample.batch,     Resamples::length(resample),
-            temperature,        resample.float64,
-            resample.rows,      resample.keys,
-            resample.positives, reinterpret_cast<double*>(data + layout.row_losses)};
+    return {resample.batch,
+            Resamples::length(resample),
+            0,
+            resample.batch,
+            temperature,
+            resample.float64,
+            resample.rows,
+            resample.keys,
+            resample.positives,
+            reinterpret_cast<double*>(data + layout.row_losses)};
   }
 };
 

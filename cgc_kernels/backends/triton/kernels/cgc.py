@@ -50,7 +50,7 @@ def cgc(
     if objective == MSE.value:
         return mean_square_loss(*losses, size, consistency, sums.dtype), saved
     rows, length = (parts.rows, parts.keys), side[0] * side[1]
-    return contrast_loss(*rows, *losses, length, temperature, consistency, counter, objective), saved
+    return contrast_loss(*rows, *losses, 0, length, temperature, consistency, counter, objective), saved
 
 
 def cgc_backward(
@@ -65,7 +65,9 @@ def cgc_backward(
     upstream = parts.rows, parts.keys, parts.positives
     if not mse:
         length = side[0] * side[1]
-        upstream = contrast_gradients(grad_loss, *upstream, parts.row_losses, length, temperature, consistency)
+        upstream = contrast_gradients(
+            grad_loss, *upstream, parts.row_losses, 0, batch, length, temperature, consistency
+        )
     heatmaps = parts.heatmaps.view(2, batch, *side)
     grads = torch.empty_like(heatmaps)
     upstream = (*upstream, grad_loss, parts.positives)

@@ -56,33 +56,38 @@ def square(positive):
 
 
 @triton.jit
-def store_loss(loss, row_losses, positives, batch, consistency, pixels, OBJECTIVE: tl.constexpr):
-    """The loss from the rows' losses and the positives, summed in a fixed order, in float64."""
+def store_loss(loss, row_losses, positives, count, consistency, pixels, OBJECTIVE: tl.constexpr):
+    """The loss from the losses and the positives of `count` rows, summed in a fixed order, in float64."""
     total = tl.zeros([SUM], tl.float64)
     distance = tl.zeros([SUM], tl.float64)
-    for first in range(0, batch, SUM):
+    for first in range(0, count, SUM):
         i = first + tl.arange(0, SUM)
-        positive = tl.load(positives + i, mask=i < batch, other=1)
+        positive = tl.load(positives + i, mask=i < count, other=1)
         if OBJECTIVE == MSE:
             total += square(positive) / pixels
         else:
             # Written by other programs of this launch: not from the first-level cache.
-            total += tl.load(row_losses + i, mask=i < batch, other=0, cache_modifier=".cg")
+            total += tl.load(row_losses + i, mask=i < count, other=0, cache_modifier=".cg")
         distance += 1 - positive
-    mean = tl.sum(total, axis=0) / batch
+    mean = tl.sum(total, axis=0) / count
     if consistency > 0:
-        mean += consistency * tl.sum(distance, axis=0) / batch
+        mean += consistency * tl.sum(distance, axis=0) / count
     tl.store(loss, mean.to(loss.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "begin", "count"])
 def contrast_kernel(
-    rows, keys, positives, row_losses, loss, counter, batch, temperature: tl.float64, consistency: tl.float64,
+    rows, keys, positives, row_losses, loss, counter, batch, begin, count,
+    temperature: tl.float64, consistency: tl.float64,
     OBJECTIVE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """log(1 + sum over j != i of exp(logit_ij)) of a block of rows; the last program to finish takes the mean."""
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """log(1 + sum over j != i of exp(logit_ij)) of a block of the rows begin .. begin + count - 1, against all keys.
+
+    The last program to finish takes the mean.
+    """
+    place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = begin + place
     positive = tl.load(positives + i, mask=i < batch, other=0).to(D)[:, None]
     scale = (1 / (tl.zeros([1, 1], tl.float64) + temperature)).to(D)
     highest = tl.zeros([BLOCK_M], D)
@@ -97,10 +102,10 @@ def contrast_kernel(
         highest = top
     exact = highest.to(tl.float64)
     row_loss = exact + tl.log(tl.exp(-exact) + others.to(tl.float64))
-    tl.store(row_losses + i, row_loss, mask=i < batch)
+    tl.store(row_losses + place, row_loss, mask=place < count)
     tl.debug_barrier()  # all of this program's losses, before any other can know that it is done
     if tl.atomic_add(counter, 1) == tl.num_programs(0) - 1:
-        store_loss(loss, row_losses, positives, batch, consistency, 1.0, OBJECTIVE)
+        store_loss(loss, row_losses, positives + begin, count, consistency, 1.0, OBJECTIVE)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -112,17 +117,18 @@ def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float
     store_loss(loss, row_losses, positives, batch, consistency, pixels, MSE)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "begin", "count"])
 def contrast_backward_kernel(
-    grad_loss, rows, keys, positives, row_losses, grad_rows, grad_keys, grad_positives, batch,
+    grad_loss, rows, keys, positives, row_losses, grad_rows, grad_keys, grad_positives, batch, begin, count,
     temperature: tl.float64, consistency: tl.float64,
     LENGTH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some cells of a block of rows, or of keys, and of the rows' positives.
+    """Gradients of some cells of a block of rows, or of keys, and of the rows' positives; of those from `begin` on.
 
     A similarity's weight is its probability among the logits of the row that owns it, times grad_loss / (tau B).
     """
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    own = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = begin + own
     of_keys = tl.program_id(1) == 1
     k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     left = rows
@@ -149,11 +155,11 @@ def contrast_backward_kernel(
         weight = tl.exp(tl.where(negative, logit, float("-inf"))) * scale
         total += product(weight, load_rows(right, j[:, None], k[None, :], batch, LENGTH), D)
         others += tl.sum(weight, axis=1)
-    place = i.to(tl.int64)[:, None] * LENGTH + k[None, :]
-    tl.store(grads + place, total, mask=(i < batch)[:, None] & (k < LENGTH)[None, :])
+    place = own.to(tl.int64)[:, None] * LENGTH + k[None, :]
+    tl.store(grads + place, total, mask=(own < count)[:, None] & (k < LENGTH)[None, :])
     if (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
         grad = -others.to(tl.float64) - consistency * upstream
-        tl.store(grad_positives + i, grad, mask=i < batch)
+        tl.store(grad_positives + own, grad, mask=own < count)
 
 
 @functools.cache
@@ -164,11 +170,14 @@ def constants(length: int, dtype: torch.dtype) -> dict:
     return {"LENGTH": length, **blocks, "D": triton_dtype(dtype), "num_warps": WARPS, "maxnreg": REGISTERS}
 
 
-def contrast_loss(rows, keys, positives, row_losses, length, temperature, consistency, counter, objective):
-    """Launch the forward on rows of a length, which stores row_losses; counter: a zero, int32."""
-    batch, loss = len(positives), rows.new_empty(())
-    contrast_kernel[(ceil_div(batch, BLOCK_M),)](
-        rows, keys, positives, row_losses, loss, counter, batch, temperature, consistency,
+def contrast_loss(rows, keys, positives, row_losses, first, length, temperature, consistency, counter, objective):
+    """Launch the forward on rows of a length, from `first` on as many as row_losses, which it stores.
+
+    counter: a zero, int32.
+    """
+    batch, count, loss = len(positives), len(row_losses), rows.new_empty(())
+    contrast_kernel[(ceil_div(count, BLOCK_M),)](
+        rows, keys, positives, row_losses, loss, counter, batch, first, count, temperature, consistency,
         OBJECTIVE=objective, **constants(length, rows.dtype),
     )  # fmt: skip
     return loss
@@ -181,25 +190,32 @@ def mean_square_loss(positives, row_losses, size, consistency, dtype):
     return loss
 
 
-def contrast_gradients(grad_loss, rows, keys, positives, row_losses, length, temperature, consistency):
-    """Launch the backward on rows of a length; grad_positives include the consistency term's."""
-    batch = len(positives)
-    grads = torch.empty_like(rows), torch.empty_like(keys), torch.empty_like(positives)
-    contrast_backward_kernel[(ceil_div(batch, BLOCK_M), 2, ceil_div(length, BLOCK_K))](
-        grad_loss, rows, keys, positives, row_losses, *grads, batch, temperature, consistency,
+def contrast_gradients(grad_loss, rows, keys, positives, row_losses, first, count, length, temperature, consistency):
+    """Launch the backward on rows of a length, `count` from `first` on.
+
+    grad_positives include the consistency term's.
+    """
+    sizes = count * length, count * length, count
+    grads = tuple(t.new_empty(size) for t, size in zip((rows, keys, positives), sizes, strict=True))
+    contrast_backward_kernel[(ceil_div(count, BLOCK_M), 2, ceil_div(length, BLOCK_K))](
+        grad_loss, rows, keys, positives, row_losses, *grads, len(positives), first, count, temperature, consistency,
         **constants(length, rows.dtype),
     )  # fmt: skip
     return grads
 
 
-def contrast(rows, keys, positives, temperature):
+def contrast(rows, keys, positives, first, count, temperature):
     """Kernel of operator contrast."""
     counter = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    row_losses = torch.empty_like(positives)
+    row_losses = positives.new_empty(count)
     length = rows.shape[1]
-    return contrast_loss(rows, keys, positives, row_losses, length, temperature, 0.0, counter, 0), row_losses
+    return contrast_loss(rows, keys, positives, row_losses, first, length, temperature, 0.0, counter, 0), row_losses
 
 
-def contrast_backward(grad_loss, rows, keys, positives, row_losses, temperature):
+def contrast_backward(grad_loss, rows, keys, positives, row_losses, first, count, temperature):
     """Kernel of operator contrast_backward."""
-    return contrast_gradients(grad_loss, rows, keys, positives, row_losses, rows.shape[1], temperature, 0.0)
+    tensors, length = (rows, keys, positives, row_losses), rows.shape[1]
+    grad_rows, grad_keys, grad_positives = contrast_gradients(
+        grad_loss, *tensors, first, count, length, temperature, 0.0
+    )
+    return grad_rows.view(count, length), grad_keys.view(count, length), grad_positives
