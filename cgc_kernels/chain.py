@@ -13,17 +13,21 @@ def heatmap_loss(
     aug_heatmaps: torch.Tensor,
     transform: CropFlip | torch.Tensor,
     options: Options,
+    mean=torch.mean,
 ) -> torch.Tensor:
-    """The objective on heatmaps [B, H, W], plus consistency * mean(1 - positives), by a backend's two stages."""
+    """The objective on heatmaps [B, H, W], plus consistency * mean(1 - positives), by a backend's two stages.
+
+    mean: over the samples whose mean the loss is, as is that of `contrast`.
+    """
     rows, keys, positives = resample(
         heatmaps, aug_heatmaps, transform, options.image_size, options.eps, options.objective
     )
     if options.objective == "mse":
-        loss = _mean_square(positives, options.image_size)
+        loss = mean(_squares(positives)) / (options.image_size[0] * options.image_size[1])
     else:
         loss = contrast(rows, keys, positives, options.temperature)
     if options.consistency > 0:
-        loss = loss + options.consistency * (1 - positives).mean()
+        loss = loss + options.consistency * mean(1 - positives)
     return loss.to(heatmaps.dtype)
 
 
@@ -43,11 +47,10 @@ def cgc(
     return heatmap_loss(heatmaps, aug_heatmaps, transform, options)
 
 
-def _mean_square(positives, image_size):
-    """Mean square of the difference of unit maps: 2 - 2 cos over S_h * S_w pixels.
+def _squares(positives):
+    """Square of the difference of unit maps, 2 - 2 cos.
 
-    A cosine may exceed 1 by its rounding, a mean square is never negative. The cosine is 0 only where a warp sees
-    nothing: its map is zero, not a unit vector, and the square is that of the other map, 1.
+    A cosine may exceed 1 by its rounding, a square is never negative. The cosine is 0 only where a warp sees nothing:
+    its map is zero, not a unit vector, and the square is that of the other map, 1.
     """
-    squares = torch.where(positives == 0, 1.0, 2 * (1 - positives).clamp_min(0))
-    return squares.mean() / (image_size[0] * image_size[1])
+    return torch.where(positives == 0, 1.0, 2 * (1 - positives).clamp_min(0))

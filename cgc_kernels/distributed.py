@@ -1,9 +1,13 @@
 """Negatives from every rank of a process group: what the loss gathers, and the gradient that DDP's average needs.
 
-Every rank gathers the rows, keys and positives of all ranks, [B, H * W] and [B] each, and computes the same global
-mean. Own rows are in it as rows and as other samples' keys, so one rank has all that its own gradient needs: nothing
-travels in the backward. DistributedDataParallel averages gradients over the W ranks, where the gradient of one global
-mean is the sum over them: each rank therefore returns W times its own part.
+Every rank gathers the rows, keys and positives of all ranks, [B, H * W] and [B] each, and contrasts its own rows with
+all keys. The row losses then travel as well: their mean is the loss, and with them a rank has all that its own gradient
+needs, of its rows against all keys and of its keys against all rows: nothing travels in the backward, and no work is
+done twice. Backend `reference`, which is to be read, contrasts all rows on every rank instead. Other terms of the loss
+are means of the ranks' own samples, of which only sums travel.
+
+DistributedDataParallel averages gradients over the W ranks, where the gradient of one global mean is the sum over them:
+each rank therefore returns W times its own part.
 """
 
 import functools
@@ -14,26 +18,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import chain
+from . import chain, double_backward
 from .backends.backend import Backend
 
 
 def over(backend: Backend, group: "dist.ProcessGroup", even: bool) -> Backend:
-    """`backend` over the samples of all ranks of a group: its rows, keys and positives are all ranks'.
+    """`backend` whose losses are means over the samples of all ranks of a group, with negatives from all.
 
     even: every rank has the same number of samples, which then is not exchanged, so the host never waits for a GPU.
     """
-    resample = functools.partial(_resample, backend.resample, group, even)
-    heatmap_loss = functools.partial(chain.heatmap_loss, resample, backend.contrast)
-    cgc = functools.partial(chain.cgc, backend.cam, heatmap_loss)
-    losses = {"heatmap_loss": heatmap_loss, "cgc": cgc}
-    return replace(
-        backend, resample=resample, **{name: functools.partial(_eager, loss) for name, loss in losses.items()}
-    )
-
-
-def _resample(resample, group, even, *args):
-    return _Gather.apply(group, even, *resample(*args))
+    shared = _Contrast.apply if backend.row_losses else _contrast_of_all
+    contrast, mean = functools.partial(shared, backend, group, even), functools.partial(_Mean.apply, group)
+    heatmap_loss = functools.partial(chain.heatmap_loss, backend.resample, contrast, mean=mean)
+    losses = {"heatmap_loss": heatmap_loss, "cgc": functools.partial(chain.cgc, backend.cam, heatmap_loss)}
+    return replace(backend, **{name: functools.partial(_eager, loss) for name, loss in losses.items()})
 
 
 # Collectives whose sizes are data have no place in a graph.
@@ -48,20 +46,70 @@ def _eager(loss, *args):
         return loss(*args)
 
 
+class _Contrast(torch.autograd.Function):
+    """Mean loss of all ranks' rows; the gradient is that of the own part, times W."""
+
+    @staticmethod
+    def forward(ctx, backend, group, even, rows, keys, positives, temperature):
+        sizes, first = _sizes(rows, group, even)
+        ctx.backend, ctx.share = backend, (first, len(rows), temperature)
+        everyone = _gather((rows, keys, positives), sizes, group)
+        (losses,) = _gather((backend.row_losses(*everyone, *ctx.share),), sizes, group)
+        ctx.world = len(sizes)
+        ctx.save_for_backward(rows, keys, positives, *everyone, losses)
+        return losses.mean().to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        rows, keys, positives, *everyone = ctx.saved_tensors
+        with torch.no_grad():
+            grads = ctx.backend.row_gradients(ctx.world * grad_loss, *everyone, *ctx.share)
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = double_backward.refused(grads, (grad_loss, rows, keys, positives))
+        return None, None, None, *grads, None
+
+
+def _contrast_of_all(backend, group, even, rows, keys, positives, temperature):
+    """The same by a backend that contrasts all rows, on every rank."""
+    return backend.contrast(*_Gather.apply(group, even, rows, keys, positives), temperature)
+
+
 class _Gather(torch.autograd.Function):
     """Tensors [B, ...] of every rank, those of rank 0 first; the gradient is that of the own part, times W."""
 
     @staticmethod
     def forward(ctx, group, even, *tensors):
-        own, rank, world = len(tensors[0]), dist.get_rank(group), dist.get_world_size(group)
-        sizes = [own] * world if even else _all_sizes(own, tensors[0].device, group)
-        first = sum(sizes[:rank])
-        ctx.own, ctx.world = slice(first, first + own), world
+        sizes, first = _sizes(tensors[0], group, even)
+        ctx.own, ctx.world = slice(first, first + len(tensors[0])), len(sizes)
         return tuple(_gather(tensors, sizes, group))
 
     @staticmethod
     def backward(ctx, *grads):
         return None, None, *(ctx.world * grad[ctx.own] for grad in grads)
+
+
+class _Mean(torch.autograd.Function):
+    """Mean of the values [B] of all ranks; the gradient is that of the own part, times W."""
+
+    @staticmethod
+    def forward(ctx, group, values):
+        total = torch.stack([values.sum(dtype=torch.float64), values.new_full((), len(values), dtype=torch.float64)])
+        dist.all_reduce(total, group=group)
+        ctx.own, ctx.world = len(values), dist.get_world_size(group)
+        ctx.save_for_backward(total[1])
+        return (total[0] / total[1]).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (count,) = ctx.saved_tensors
+        return None, (ctx.world * grad / count).expand(ctx.own)
+
+
+def _sizes(own: Tensor, group, even: bool) -> tuple[list[int], int]:
+    """Samples of every rank, and how many those before this one have."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    sizes = [len(own)] * world if even else _all_sizes(len(own), own.device, group)
+    return sizes, sum(sizes[:rank])
 
 
 def _all_sizes(own: int, device: torch.device, group) -> list[int]:

@@ -4,6 +4,7 @@ Groups of the first 1, 2, 3 and 4 ranks evaluate every case, each rank on its sh
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,11 +12,15 @@ import torch.distributed as dist
 from cases import Case, simple_case
 from models import TinyNet
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgc_kernels import CGCLoss, CropFlip, GradCAM, cgc_loss, gradcam, heatmap_loss, info
+from cgc_kernels import CGCLoss, CropFlip, GradCAM, backends, cgc_loss, distributed, gradcam, heatmap_loss, info
+from cgc_kernels.options import Options
 
 RANKS = 4
 SHARES = {1: (6,), 2: (5, 2), 3: (1, 4, 2), 4: (3, 1, 1, 4)}  # samples of each rank
+EVEN = {1: (3,), 2: (2, 2), 3: (3, 3, 3), 4: (2, 2, 2, 2)}
+LENGTH = 6  # cells of the rows whose products are counted
 BACKENDS = ("reference", "torch", *(["cpp"] if info()["backends"]["cpp"]["available"] else []))
 CASES = {
     "released": {"objective": "released"},
@@ -29,15 +34,15 @@ CASES = {
 }
 
 
-def make_case(name: str, world: int) -> Case:
+def make_case(name: str, sizes: tuple[int, ...]) -> Case:
     """The samples of all ranks of a group."""
-    return simple_case(batch=sum(SHARES[world]), seed=world, **CASES[name])
+    return simple_case(batch=sum(sizes), seed=len(sizes), **CASES[name])
 
 
-def share(case: Case, world: int, rank: int) -> Case:
+def share(case: Case, sizes: tuple[int, ...], rank: int) -> Case:
     """The samples of one rank."""
-    first = sum(SHARES[world][:rank])
-    own = slice(first, first + SHARES[world][rank])
+    first = sum(sizes[:rank])
+    own = slice(first, first + sizes[rank])
     transform = case.transform
     transform = CropFlip(*(f[own] for f in transform)) if isinstance(transform, CropFlip) else transform[own]
     return case._replace(views=tuple(view[own] for view in case.views), transform=transform)
@@ -73,6 +78,39 @@ def by_heatmaps(case: Case, backend: str, **where) -> list[Tensor]:
 
 
 FUNCTIONS = {"cgc_loss": by_features, "heatmap_loss": by_heatmaps, "CGCLoss": by_module}
+
+
+class Products(TorchDispatchMode):
+    """Counts the multiply-adds of matrix products, and those that our operators of stage contrast are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.multiply_adds = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.name()
+        if name.startswith("aten::addmm"):
+            self.multiply_adds += args[1].numel() * args[2].shape[1]
+        elif name.startswith("aten::mm"):
+            self.multiply_adds += args[0].numel() * args[1].shape[1]
+        elif name.startswith("cgc_kernels::contrast"):
+            products = 4 if "backward" in name else 1  # similarities and their sums, of rows and of keys
+            (rows, _, count) = (args[1], *args[5:7]) if "backward" in name else (args[0], *args[3:5])
+            self.multiply_adds += products * count * rows.numel()
+        return result
+
+
+def multiply_adds(backend: str, own: int, group) -> int:
+    """Those of stage contrast, forward and backward, on a rank with `own` samples."""
+    rows = [torch.rand(own, LENGTH).double().requires_grad_() for _ in range(2)]
+    positives = torch.rand(own).double().requires_grad_()
+    options = Options((8, 8), 0.5, "gradcam", "released", 0.0, 1e-8)
+    given = replace(backends.named(backend), resample=lambda *maps: (*rows, positives))
+    maps = torch.rand(own, 2, 3)
+    with Products() as products:
+        distributed.over(given, group, False).heatmap_loss(maps, maps, None, options).backward()
+    return products.multiply_adds
 
 
 def step(views: tuple[Tensor, Tensor], transform: CropFlip, wrap=lambda cam: cam, **where) -> dict[str, Tensor]:
@@ -134,13 +172,14 @@ def main(store: str, rank: int, results: Path) -> None:
     kept = {}
     for world, group in groups.items():
         if rank < world:
-            for name in CASES:
-                own = share(make_case(name, world), world, rank)
-                for backend in BACKENDS:
+            for backend in BACKENDS:
+                for name in CASES:
+                    own = share(make_case(name, SHARES[world]), SHARES[world], rank)
                     for function, run in FUNCTIONS.items():
                         kept[f"{world}/{name}/{backend}/{function}"] = run(own, backend, group=group)
-    kept["even"] = by_features(simple_case(seed=rank), "torch", group=groups[4], even=True)
-    kept["uneven"] = by_features(simple_case(seed=rank), "torch", group=groups[4])
+                    own = share(make_case(name, EVEN[world]), EVEN[world], rank)
+                    kept[f"{world}/{name}/{backend}/even"] = by_features(own, backend, group=group, even=True)
+                kept[f"work/{world}/{backend}"] = multiply_adds(backend, SHARES[world][rank], group)
     views, transform = network_inputs()
     own = slice(2 * rank, 2 * rank + 2)
     mine = tuple(view[own] for view in views), CropFlip(*(field[own] for field in transform))

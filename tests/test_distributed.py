@@ -3,7 +3,19 @@
 import pytest
 import torch
 from compare import assert_close, assert_same_bits
-from distributed_worker import BACKENDS, CASES, FUNCTIONS, RANKS, SHARES, make_case, network_inputs, share, step
+from distributed_worker import (
+    BACKENDS,
+    CASES,
+    EVEN,
+    FUNCTIONS,
+    LENGTH,
+    RANKS,
+    SHARES,
+    make_case,
+    network_inputs,
+    share,
+    step,
+)
 from rank_processes import run_ranks
 
 from cgc_kernels import CGCLoss
@@ -15,20 +27,21 @@ def ranks(tmp_path_factory):
     return run_ranks("distributed_worker.py", RANKS, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", [*FUNCTIONS, "even"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("world", SHARES)
 def test_equals_the_single_process(ranks, world, name, backend, function):
     """Every rank has the loss of all samples, and W times its gradient for the samples of its own."""
-    case = make_case(name, world)
+    sizes = EVEN[world] if function == "even" else SHARES[world]
+    case = make_case(name, sizes)
     tol = 1e-5 if case.views[0].dtype == torch.float32 else 1e-10
-    loss, *grads = FUNCTIONS[function](case, backend)
+    loss, *grads = FUNCTIONS.get(function, FUNCTIONS["cgc_loss"])(case, backend)
     for rank in range(world):
         actual_loss, *actual = ranks[rank][f"{world}/{name}/{backend}/{function}"]
         assert_close(actual_loss, loss, tol, what=f"loss of rank {rank}")
         whole = case._replace(views=tuple(grads))
-        for grad, expected in zip(actual, share(whole, world, rank).views, strict=True):
+        for grad, expected in zip(actual, share(whole, sizes, rank).views, strict=True):
             largest = max(float(g.abs().max()) for g in grads) * world
             assert_close(grad, world * expected, tol, floor=largest * 1e-2, what=f"gradient of rank {rank}")
 
@@ -40,10 +53,13 @@ def test_every_rank_has_the_same_loss_to_the_last_bit(ranks):
                 assert_same_bits(ranks[rank][key][0], ranks[0][key][0], key)
 
 
-def test_even_batches_need_no_exchange_of_sizes(ranks):
-    for rank in ranks:
-        for actual, expected in zip(rank["even"], rank["uneven"], strict=True):
-            assert_same_bits(actual, expected)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_no_rank_does_the_work_of_another(ranks, backend):
+    """Products with all keys and rows, of the own samples alone: one forward, at most four backward, of any group."""
+    for world, sizes in SHARES.items():
+        for rank in range(world):
+            once = sizes[rank] * sum(sizes) * LENGTH
+            assert 4 * once <= ranks[rank][f"work/{world}/{backend}"] <= 5 * once, (world, rank)
 
 
 def test_ddp_averages_to_the_true_gradient(ranks):

@@ -197,6 +197,14 @@ def test_what_the_backward_saves_has_no_gradient():
 
 
 @needs_library
+def test_the_loss_of_a_share_is_not_differentiated_as_if_it_were_the_whole():
+    """Its gradient takes the losses of all rows, which one share does not know."""
+    loss, _ = op("contrast")(*differentiable(*contrast_arguments(7, torch.float64)), 2, 3, 0.5)
+    with pytest.raises(RuntimeError, match=r"some of the rows must .*, got a backward of 3 rows of 7"):
+        loss.backward()
+
+
+@needs_library
 def test_unwanted_gradients_are_empty():
     tensors, transform, settings = cgc_arguments(*CGCS[2])
     loss, saved = op("cgc")(*tensors, transform, *settings)
@@ -318,13 +326,8 @@ class TestGuards:
         self.refused("contrast_backward", rows, rows, rows, positives, positives, *rest, match="grad_loss")
         loss, losses = op("contrast")(rows, rows, positives, 1, 2, 0.5)
         self.refused("contrast_backward", loss, rows, rows, positives, losses, 1, 2, 0.5, match="row_losses")
-        for share, name in (
-            ((-1, 2), "first"),
-            ((4, 1), "first"),
-            ((1, 0), "count"),
-            ((0, 5), "count"),
-            ((2, 3), "count"),
-        ):
+        for share in ((-1, 2), (4, 1), (1, 0), (0, 5), (2, 3)):
+            name = "count" if 0 <= share[0] < 4 else "first"
             self.refused("contrast", rows, rows, positives, *share, 0.5, match=name)
             self.refused("contrast_backward", loss, rows, rows, positives, positives, *share, 0.5, match=name)
 
