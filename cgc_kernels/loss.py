@@ -53,8 +53,9 @@ def cgc_loss(
         group: a torch.distributed process group, ``torch.distributed.group.WORLD`` for all ranks: negatives come from
             all of its ranks, all of which must make this call. Every rank then returns the mean over all ranks'
             samples; the gradients it gives are W (ranks) times that mean's, so that DistributedDataParallel, which
-            averages over ranks, arrives at the true one. [B, H * W] rows and [B] positives travel, features do not.
-            Batch sizes may differ between ranks. None: this process alone.
+            averages over ranks, arrives at the true one. [B, H * W] rows, [B] positives and then [B] row losses travel,
+            features do not; each rank contrasts its own samples with all (backend "reference": all with all). Batch
+            sizes may differ between ranks. None: this process alone.
         even: every rank of the group has the same B: sizes are then not exchanged, and the host does not wait for a
             GPU. Sizes that differ nevertheless are an error of the communication, or a hang.
 

@@ -226,12 +226,16 @@ class Launchers:
         self.watch_output(grad=grad)
         return grad
 
+    def needed(self, name, *arguments) -> int:
+        """Bytes of workspace that a call takes, as its launcher says."""
+        needed = c_int64(0)
+        getattr(self.library, f"cgc_cuda_{name}")(*arguments, ctypes.byref(Launch(needed=ctypes.pointer(needed))))
+        return needed.value
+
     def _run(self, name, call, loss=None):
         function = getattr(self.library, f"cgc_cuda_{name}")
         arguments = [ctypes.byref(a) for a in ([call] if loss is None else [call, _scalar(loss)])]
-        needed = c_int64(0)
-        function(*arguments, ctypes.byref(Launch(needed=ctypes.pointer(needed))))
-        workspace = torch.full((needed.value,), 255, dtype=torch.uint8)
+        workspace = torch.full((self.needed(name, *arguments),), 255, dtype=torch.uint8)
         self.watch_output(workspace=workspace)
         error = function(*arguments, ctypes.byref(Launch(None, _pointer(workspace))))
         if error != 0:

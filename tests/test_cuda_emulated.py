@@ -1,6 +1,7 @@
 """The CUDA kernels, executed on the CPU by the emulator, against the torch backend in float64."""
 
 import math
+from ctypes import byref
 
 import pytest
 import simt
@@ -8,6 +9,7 @@ import torch
 from cases import VIEWS, assert_same_loss, cases, evaluate, examples, lay_out, noise_floors, simple_case
 from compare import assert_close, assert_low_precision, assert_same_bits
 from cuda_cases import LAYOUTS, WEIGHTINGS, case_of
+from cuda_launchers import Contrast, ContrastBackward, Scalar
 from hypothesis import given, settings
 from test_contrast import check_shares
 from test_golden import DATA, call, expected, mse_floor
@@ -173,6 +175,15 @@ def test_shares_of_the_samples(kernels, sizes, length):
     """What each rank of a group takes of stage contrast."""
     with kernels.running():
         check_shares(backends.named("cuda"), sizes, length)
+
+
+@pytest.mark.parametrize("count", [65536, 8192])
+def test_workspace_of_contrast(kernels, count):
+    """Of 65,536 samples, or of a rank's eighth of them: 16 bytes a row, never [B, B]."""
+    call = Contrast(65536, 49, 0, count, 0.5)
+    with kernels.running() as launchers:
+        assert launchers.needed("contrast", byref(call), byref(Scalar())) == 16 * count
+        assert launchers.needed("contrast_backward", byref(ContrastBackward(call))) == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,11 +1,15 @@
 """Stage contrast as Triton kernels."""
 
+import importlib
+from collections import defaultdict
+
 import pytest
 import test_contrast
 import test_ops
 import torch
 from compare import assert_close, assert_same_bits
 from interpreter import program_order
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import backends
 
@@ -40,6 +44,34 @@ def test_equals_torch(batch, length, temperature):
 @pytest.mark.parametrize("sizes", [(1, 1), (17, 3, 70)])
 def test_shares_of_the_samples(sizes):
     test_contrast.check_shares(triton, sizes)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made, results included."""
+
+    def __enter__(self):
+        self.bytes = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not function.is_view:
+            self.bytes += result.nbytes
+        return result
+
+
+def test_nothing_is_kept_beside_the_results(monkeypatch):
+    """But a counter: without workspace there is no [B, B], of any batch. The kernels need not run for that."""
+    kernels = importlib.import_module("cgc_kernels.backends.triton.kernels.contrast")
+    for name in ("contrast_kernel", "contrast_backward_kernel"):
+        monkeypatch.setattr(kernels, name, defaultdict(lambda: lambda *args, **constants: None))
+    rows = torch.empty(65536, 49)
+    positives = torch.empty(65536, dtype=torch.float64)
+    for count in (65536, 8192):
+        with Allocated() as allocated:
+            results = kernels.contrast(rows, rows, positives, 0, count, 0.5)
+            results += kernels.contrast_backward(results[0], rows, rows, positives, positives, 0, count, 0.5)
+        assert allocated.bytes <= sum(t.nbytes for t in results) + 64
 
 
 def test_large_logits_do_not_overflow():

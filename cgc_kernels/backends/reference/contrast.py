@@ -9,6 +9,7 @@ def contrast(rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, te
 
     Equation 3 of CGC when the keys are the augmented maps and the rows the transformed originals; the released code
     when both are the augmented maps. rows, keys: [B, N]; positives: [B]. A batch of one has no negatives: loss 0.
+    [B, B] is stored, and each of the W ranks of a group contrasts the samples of all: W times the work.
     """
     similarities = (rows.double() @ keys.double().T).to(rows.dtype)  # over S^2 terms float32 would lose two digits
     logits = similarities.diagonal_scatter(positives) / temperature

@@ -24,13 +24,15 @@ def row_losses(
 ) -> torch.Tensor:
     """Cross-entropy of `count` rows from `first` on, against all keys: [count]. Logits are taken relative to the
     positive, whose own is then 0."""
-    losses = []
-    for begin, end in _blocks(rows, first, first + count, len(rows)):
+
+    def block(begin, end, out):
         scaled = {"beta": -1 / temperature, "alpha": 1 / temperature}
         logits = torch.addmm(positives[begin:end, None], rows[begin:end], keys.T, **scaled)
         logits.diagonal(begin).zero_()
-        losses.append(logits.logsumexp(dim=1))
-    return _joined(losses)
+        return (torch.logsumexp(logits, dim=1, out=out),)
+
+    (losses,) = _by_blocks(block, _blocks(rows, first, first + count, len(rows)), positives[first : first + count])
+    return losses
 
 
 def gradients(
@@ -55,17 +57,22 @@ def gradients(
         logits = torch.addmm(offsets[begin:end, None], rows[begin:end], columns.T, beta=-1, alpha=1 / temperature)
         return logits.exp_().mul_(grad_loss)
 
-    grad_rows, grad_positives, grad_keys = [], [], None
-    for begin, end in _blocks(rows, first, first + count, batch):
-        block = weights(begin, end, keys)
-        block.diagonal(begin).zero_()
-        grad_rows.append(torch.addmm(rows[begin:end], block, keys, beta=0, alpha=scale))
-        grad_positives.append(block.sum(dim=1).mul_(-scale))
-        grad_keys = _add_product(grad_keys, block[:, own].T, rows[begin:end], scale)
+    grad_keys = None
+
+    def block(begin, end, out, out_positives):
+        nonlocal grad_keys
+        given = weights(begin, end, keys)
+        given.diagonal(begin).zero_()
+        grad_keys = _add_product(grad_keys, given[:, own].T, rows[begin:end], scale)
+        grad_rows = torch.addmm(rows[begin:end], given, keys, beta=0, alpha=scale, out=out)
+        return grad_rows, torch.sum(given, dim=1, out=out_positives).mul_(-scale)
+
+    blocks = _blocks(rows, first, first + count, batch)
+    grad_rows, grad_positives = _by_blocks(block, blocks, rows[own], positives[own])
     for others in ((0, first), (first + count, batch)):
         for begin, end in _blocks(rows, *others, count):
             grad_keys = _add_product(grad_keys, weights(begin, end, keys[own]).T, rows[begin:end], scale)
-    return _joined(grad_rows), grad_keys, _joined(grad_positives)
+    return grad_rows, grad_keys, grad_positives
 
 
 class _Contrast(torch.autograd.Function):
@@ -117,12 +124,23 @@ def _blocks(rows, begin, end, width):
     return [(first, min(first + step, end)) for first in range(begin, end, step)]
 
 
+def _by_blocks(function, blocks, *like):
+    """Results of function(begin, end, *out) for all blocks, each like one of `like`.
+
+    Of several blocks they go to parts of one tensor: small ones, made between large temporaries, would keep the heap
+    from using those again. The result of one block is its own.
+    """
+    if len(blocks) == 1:
+        return function(*blocks[0], *[None] * len(like))
+    results = [torch.empty_like(tensor) for tensor in like]
+    sizes = [end - begin for begin, end in blocks]
+    for (begin, end), *out in zip(blocks, *(result.split(sizes) for result in results), strict=True):
+        function(begin, end, *out)
+    return results
+
+
 def _add_product(total, left, right, scale):
     """total + scale * left @ right; total: None for none."""
     if total is None:
         return torch.addmm(right[:1], left, right, beta=0, alpha=scale)
     return total.addmm_(left, right, alpha=scale)
-
-
-def _joined(parts):
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
