@@ -162,9 +162,12 @@ def test_the_message_says_what_to_do():
 
 # torch's own, when its forward mode is first used
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("backend", [CPP])
+@pytest.mark.parametrize("backend", ["torch", CPP])
 def test_forward_mode_is_refused(backend):
     """An operator without a forward-mode formula drops the tangent and gives 0."""
+    maps, crop = torch.rand(2, 3, 4, 4, dtype=torch.float64), CropFlip.identity(3, 8)
+    with pytest.raises(RuntimeError, match="forward-mode tangent; use backend='reference'"):
+        torch.func.jvp(lambda m: heatmap_loss(m, maps[1], crop, image_size=8, backend=backend), (maps[0],), (maps[0],))
     case = simple_case()
     features, gradients = case.views[:2]
     with pytest.raises(RuntimeError, match="reverse mode, got a forward-mode tangent"):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ...transforms import CropFlip
-from ..plain import damp_near_dead
+from .near_dead import damp_near_dead
 
 
 def resample(

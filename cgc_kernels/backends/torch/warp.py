@@ -3,6 +3,9 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .chunks import samples
+from .geometry import sandwich
+
 # Elements of one chunk of fine maps.
 CHUNK_ELEMENTS = 1 << 20
 
@@ -18,9 +21,9 @@ def warp(
         upsample_y, upsample_x: U_H [S_h, H] and U_W [S_w, W].
 
     Returns:
-        U_H^T T(U_H m U_W^T) U_W, [B, H, W], and ||T(U_H m U_W^T)||^2, [B].
+        U_H^T T(U_H m U_W^T) U_W, [B, H, W], and ||T(U_H m U_W^T)||^2, [B, 1, 1].
     """
-    step = max(1, CHUNK_ELEMENTS // (len(upsample_y) * len(upsample_x)))
+    step = samples(CHUNK_ELEMENTS, len(upsample_y) * len(upsample_x), maps.device)
     parts = [
         checkpoint(_warp_chunk, *chunk, upsample_y, upsample_x, use_reentrant=False, preserve_rng_state=False)
         for chunk in zip(maps.split(step), inverse.split(step), strict=True)
@@ -30,8 +33,8 @@ def warp(
 
 
 def _warp_chunk(maps, inverse, upsample_y, upsample_x):
-    seen = _sample(upsample_y @ maps @ upsample_x.T, inverse)
-    return upsample_y.T @ seen @ upsample_x, seen.square().sum(dim=(1, 2))
+    seen = _sample(sandwich(upsample_y, maps, upsample_x), inverse)
+    return sandwich(upsample_y.T, seen, upsample_x.T), seen.square().sum(dim=(1, 2), keepdim=True)
 
 
 def _sample(fine, inverse):
