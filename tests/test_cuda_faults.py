@@ -90,8 +90,9 @@ FAULTS = {
     "a product of halves left out": (PLATFORM, "  simt::mma_tf32(c, a_low, b_high);\n", ""),
     "no order between launches": (
         LAUNCH,
-        "SIMT_LAUNCH_DEPENDENT(kernel, grid, block_threads, bytes, launch_.stream, call)",
-        "SIMT_LAUNCH(kernel, grid, block_threads, bytes, static_cast<char*>(launch_.stream) + 1, call)",
+        "simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call)",
+        "simt::launch(false, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), "
+        "static_cast<char*>(stream_) + int(started_), call)",
     ),
     "shared memory not initialised": (FLAT, "{ map[p] = 0; }", "{ (void)p; }"),
     "ticket without a barrier": (CONTRAST_FORWARD, "  __syncthreads();\n  unsigned* last", "  unsigned* last"),

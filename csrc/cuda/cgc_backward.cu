@@ -198,8 +198,13 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
   if (row + mine < batch) gradient.write(call.resample);
 }
 
+}  // namespace
+}  // namespace cgc::CGC_ISA
+
 // The gradients of the heatmaps, and, where a kernel hands them on, of rows, keys and positives lie in the workspace.
-int launch_cgc_backward(CgcBackward call, Stream& stream) {
+int cgc::launch(const CgcBackward& given, Stream& stream) {
+  using namespace CGC_ISA;
+  CgcBackward call = given;
   const Resample& forward = call.resample.forward;
   const index_t positions = forward.height * forward.width;
   const index_t bytes = forward.batch * positions * (forward.float64 ? 8 : 4);
@@ -229,12 +234,4 @@ int launch_cgc_backward(CgcBackward call, Stream& stream) {
     launch_resample_backward(call.resample, matrices, positive, true, stream);
   }
   return launch_cam_backward(call.views, 2, stream);
-}
-
-}  // namespace
-}  // namespace cgc::CGC_ISA
-
-int cgc::launch(const Launch& launch, const CgcBackward& call) {
-  CGC_ISA::Stream stream(launch);
-  return CGC_ISA::launch_cgc_backward(call, stream);
 }

@@ -1,45 +1,18 @@
-// What launchers share: the workspace, and a stream whose later kernels overlap the end of the one before.
+// What launchers share: the launch of a kernel, and what stage cam leaves to the next kernel.
 #pragma once
 
 #include "launch.h"
 #include "platform.cuh"
 
+template <class Grid, class Call>
+int cgc::Stream::start(void (*kernel)(Call), Grid grid, std::int64_t shared_bytes, const Call& call) {
+  if (!launches_ || error_ != 0) return error_;
+  error_ = simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call);
+  started_ = true;
+  return error_;
+}
+
 namespace cgc::CGC_ISA {
-
-// Workspace and kernels of one call, in order. All kernels but the first may start while the one before ends: it is the
-// first that follows work of others, which knows nothing of simt::release_successor().
-class Stream {
- public:
-  explicit Stream(const Launch& launch) : launch_(launch), next_(static_cast<char*>(launch.workspace)) {}
-
-  // Null where nothing is launched.
-  void* take(index_t bytes) {
-    const index_t size = round_up(bytes, index_t(16));
-    if (launch_.needed != nullptr) {
-      *launch_.needed += size;
-      return nullptr;
-    }
-    return (next_ += size) - size;
-  }
-
-  // 0, or the error of the first launch that failed, after which there is none.
-  template <class Call>
-  int start(void (*kernel)(Call), dim3 grid, index_t shared_bytes, const Call& call) {
-    if (error_ != 0 || launch_.needed != nullptr) return error_;
-    const auto bytes = std::size_t(shared_bytes);
-    error_ = started_ ? SIMT_LAUNCH_DEPENDENT(kernel, grid, block_threads, bytes, launch_.stream, call)
-                      : SIMT_LAUNCH(kernel, grid, block_threads, bytes, launch_.stream, call);
-    started_ = true;
-    return error_;
-  }
-  int error() const { return error_; }
-
- private:
-  const Launch launch_;
-  char* next_;
-  int error_ = 0;
-  bool started_ = false;
-};
 
 // What stage cam leaves to the next: sums over the channels of every split.
 struct Heatmaps {

@@ -25,7 +25,6 @@ using bfloat16 = __nv_bfloat16;
 using float16 = __half;
 
 constexpr int block_threads = 256, warp_threads = 32, block_warps = block_threads / warp_threads;
-constexpr int largest_side = 32, largest_map = largest_side * largest_side;
 constexpr unsigned all_lanes = 0xffffffffu;
 
 __device__ __forceinline__ int thread() { return int(threadIdx.x); }
@@ -123,7 +122,7 @@ struct Pack<T, 1> {
 template <int V, class T>
 __device__ __forceinline__ Pack<T, V> read(const T* from) {
   if constexpr (V == 1) {
-    return {simt::gld_stream(from)};
+    return {simt::gld(from)};
   } else {
     Pack<T, V> pack;
 #pragma unroll
