@@ -97,10 +97,8 @@ struct alignas(16) Pack {
   __device__ __forceinline__ void set(const acc_t<T> (&x)[V]) {
 #pragma unroll
     for (int i = 0; i < int(sizeof(word) / 4); ++i) {
-      if constexpr (sizeof(T) == 8) {
-        word[i] = unsigned((unsigned long long)(__double_as_longlong(x[i / 2])) >> (i % 2 * 32));
-      } else if constexpr (sizeof(T) == 4) {
-        word[i] = __float_as_uint(x[i]);
+      if constexpr (sizeof(T) >= 4) {
+        word[i] = reinterpret_cast<const unsigned*>(x)[i];
       } else if constexpr (std::is_same_v<T, bfloat16>) {
         const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
         word[i] = reinterpret_cast<const unsigned&>(pair);

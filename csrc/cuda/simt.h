@@ -44,13 +44,8 @@ cudaError_t launch(bool dependent, void (*kernel)(Parameters...), dim3 grid, dim
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = dependent && waits(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  const bool overlaps = dependent && waits(reinterpret_cast<const void*>(kernel));
+  const cudaLaunchConfig_t config{grid, block, shared, static_cast<cudaStream_t>(stream), &attribute, overlaps};
   cudaError_t error = cudaSuccess;
   if (shared > 48 * 1024) {  // more must be asked for; always for the same, since other threads launch too
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 99 * 1024);
