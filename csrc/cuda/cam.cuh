@@ -85,8 +85,7 @@ __device__ __forceinline__ void load_gradient(const CamCall<A, G>& call, const C
 template <int V, class Acc, class From, class To>
 __device__ __forceinline__ void multiply(const Acc (&by)[V], const Pack<From, V>& values, bool wanted, To* to) {
   Acc product[V];
-#pragma unroll
-  for (int k = 0; k < V; ++k) product[k] = by[k] * values.at(k);
+  unrolled<V>([&](int k) { product[k] = by[k] * values.at(k); });
   if (wanted) write<V>(to, product);
 }
 

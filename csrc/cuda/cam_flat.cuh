@@ -29,21 +29,20 @@ __device__ __forceinline__ void fold_positions(const Acc* tile, int start, int w
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int unroll = elementwise ? together<A, G, V, true> : 6;
+  constexpr int loads = elementwise ? together<A, G, V, true> : 6;
   SIMT_DYN_SHARED(Acc, tile);
   Acc *map = tile + V * block_threads, *weights = map + call.positions;
   const CamPart<A, G> part(call, false, elementwise, call.positions);
   const int positions = call.positions, vectors = part.channels * positions / V, turn = call.turn;
-  Pack<A, V> a[unroll];
-  Pack<G, V> g[elementwise ? unroll : 1];
+  Pack<A, V> a[loads];
+  Pack<G, V> g[elementwise ? loads : 1];
   const auto fetch = [&](int v) {
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int at = v + u * turn;
-      if (at >= vectors) continue;
+      if (at >= vectors) return;
       a[u] = read<V>(element(part.features, at * V));
       if constexpr (elementwise) g[u] = read<V>(element(part.gradients, at * V));
-    }
+    });
   };
   if (thread() < turn) fetch(thread());  // on their way while the weights arrive
   release_and_follow(call.follows);
@@ -55,25 +54,21 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_consta
     const int width = minimum(block_threads, turn - piece), column = piece + thread();
     Acc sums[V] = {};
     int ahead[V];  // channels from the first one of a turn to that of an element
-#pragma unroll
-    for (int k = 0; k < V; ++k) ahead[k] = call.by_positions.quotient(column * V + k);
+    unrolled<V>([&](int k) { ahead[k] = call.by_positions.quotient(column * V + k); });
 #pragma unroll 1
     for (int v = column, channel = 0; thread() < width && v < vectors;
-         v += unroll * turn, channel += unroll * call.turn_channels) {
+         v += loads * turn, channel += loads * call.turn_channels) {
       if (v != thread()) fetch(v);
-#pragma unroll
-      for (int u = 0; u < unroll; ++u) {
-        if (v + u * turn >= vectors) continue;
-#pragma unroll
-        for (int k = 0; k < V; ++k) {
+      unrolled<loads>([&](int u) {
+        if (v + u * turn >= vectors) return;
+        unrolled<V>([&](int k) {
           sums[k] +=
               (elementwise ? g[elementwise ? u : 0].at(k) : weights[channel + u * call.turn_channels + ahead[k]]) *
               a[u].at(k);
-        }
-      }
+        });
+      });
     }
-#pragma unroll
-    for (int k = 0; k < V; ++k) tile[k * block_threads + thread()] = sums[k];
+    unrolled<V>([&](int k) { tile[k * block_threads + thread()] = sums[k]; });
     __syncthreads();
     fold_positions<V>(tile, call.by_positions.remainder(piece * V), width, positions, map);
     __syncthreads();
@@ -119,13 +114,12 @@ __device__ __forceinline__ VectorSums<Acc> add_channels(const Acc (&grad)[V], co
                                                         int left, Acc (&product)[V]) {
   const Acc near = weights[0], far = weights[1];
   VectorSums<Acc> sums{};
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
+  unrolled<V>([&](int k) {
     const bool mine = k < left;
     product[k] = grad[k] * (mine ? near : far);
     if (mine) sums.below += grad[k] * a.at(k);
     if (!mine) sums.above += grad[k] * a.at(k);
-  }
+  });
   return sums;
 }
 
@@ -136,7 +130,7 @@ constexpr int vectors_together = elementwise ? together<A, G, V, true> : 7;
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int unroll = vectors_together<A, G, V, elementwise>;
+  constexpr int loads = vectors_together<A, G, V, elementwise>;
   const int positions = call.positions, turn = call.turn;
   SIMT_DYN_SHARED(VectorSums<Acc>, sums);                              // [turn]; of elementwise none
   Acc* map = reinterpret_cast<Acc*>(sums + (elementwise ? 0 : turn));  // [P + V], the map and its start again
@@ -144,16 +138,15 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
   const CamPart<A, G> part(call, true, elementwise, positions);
   const int vectors = part.channels * positions / V;
   const int end_features = part.wants_features ? vectors : 0, end_gradients = part.wants_gradients ? vectors : 0;
-  Pack<A, V> a[unroll] = {};
-  Pack<G, V> g[elementwise ? unroll : 1];
+  Pack<A, V> a[loads] = {};
+  Pack<G, V> g[elementwise ? loads : 1];
   const auto fetch = [&](int base) {
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int local = thread() + u * block_threads, at = base + local;
-      if (local >= turn) continue;
+      if (local >= turn) return;
       if (at < end_gradients) a[u] = read<V>(element(part.features, at * V));
       if (elementwise && at < end_features) g[elementwise ? u : 0] = read<V>(element(part.gradients, at * V));
-    }
+    });
   };
   fetch(0);  // inputs, which no kernel before this one writes
   release_and_follow(call.follows);
@@ -167,14 +160,12 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
   for (int base = 0, first = 0; base < vectors; base += turn, first += call.turn_channels) {
     if (base != 0) fetch(base);
     const int count = minimum(turn, vectors - base);
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int local = thread() + u * block_threads, at = base + local;
-      if (local >= count) continue;
+      if (local >= count) return;
       const int ahead = call.by_positions.quotient(local * V), position = local * V - ahead * positions;
       Acc grad[V], product[V];
-#pragma unroll
-      for (int k = 0; k < V; ++k) grad[k] = map[position + k];
+      unrolled<V>([&](int k) { grad[k] = map[position + k]; });
       if constexpr (elementwise) {
         multiply<V>(grad, g[u], at < end_features, element(part.to_features, at * V));
         multiply<V>(grad, a[u], at < end_gradients, element(part.to_gradients, at * V));
@@ -182,7 +173,7 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
         sums[local] = add_channels(grad, a[u], weights + first + ahead, positions - position, product);
         if (at < end_features) write<V>(element(part.to_features, at * V), product);
       }
-    }
+    });
     if (elementwise || !part.wants_gradients) continue;
     __syncthreads();
     write_sums<V>(sums, positions, minimum(call.turn_channels, part.channels - first), part.to_gradients + first);

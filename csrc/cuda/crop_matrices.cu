@@ -24,15 +24,14 @@ __device__ __forceinline__ void add_pixels(const CropAxis& axis, const CropPixel
   const Real unit = Real(1) / Real(2 * axis.size);
   const int left = 8 * row + fragment_row(), right = 8 * column + fragment_row();
   Real rows[4] = {}, seen[2] = {}, up[2] = {};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (fragment_column() + 4 * half >= count) continue;
+  unrolled<2>([&](int half) {
+    if (fragment_column() + 4 * half >= count) return;
     const CropPixel<Real> pixel = pixels[fragment_column() + 4 * half];
     rows[2 * half] = hat(pixel.position, left, axis.size, unit);
     rows[2 * half + 1] = pixel.source.hat(left, axis.size, unit);
     up[half] = row == column ? rows[2 * half] : hat(pixel.position, right, axis.size, unit);
     seen[half] = row == column ? rows[2 * half + 1] : pixel.source.hat(right, axis.size, unit);
-  }
+  });
   mma(pq, rows, seen);
   mma(k, rows, up);
 }

@@ -30,21 +30,18 @@ __device__ __forceinline__ void finish_heatmaps(const Heatmaps& from, index_t sa
 #pragma unroll 1
   for (int first = 0; first < from.splits; first += together) {
     Acc parts[views][together];
-#pragma unroll
-    for (int i = 0; i < views * together; ++i) {
+    unrolled<views * together>([&](int i) {
       const int view = i / together, split = first + i % together;
       const Acc* sums = static_cast<const Acc*>(from.sums[view]) + (sample * from.splits + split) * from.positions + p;
       parts[view][i % together] = split < from.splits ? simt::gld(sums) : Acc(0);
-    }
-#pragma unroll
-    for (int i = 0; i < views * together; ++i) heatmaps[i / together] += parts[i / together][i % together];
+    });
+    unrolled<views * together>([&](int i) { heatmaps[i / together] += parts[i / together][i % together]; });
   }
   if (from.splits == 1) return;
-#pragma unroll
-  for (int view = 0; view < views; ++view) {
+  unrolled<views>([&](int view) {
     heatmaps[view] = relu(heatmaps[view]);
     simt::gst(static_cast<Acc*>(from.heatmaps[view]) + sample * from.positions + p, heatmaps[view]);
-  }
+  });
 }
 
 }  // namespace cgc::CGC_ISA

@@ -55,8 +55,7 @@ __device__ __forceinline__ void write_unit_maps(const Resample& call, const Resa
   if (lane() < map_products) shared.scratch[warp() * map_products + product] = along;
   __syncthreads();
   Real sums[map_products] = {};
-#pragma unroll
-  for (int i = 0; i < block_warps * map_products; ++i) sums[i % map_products] += shared.scratch[i];
+  unrolled<block_warps * map_products>([&](int i) { sums[i % map_products] += shared.scratch[i]; });
   const Real of_seen = inverse_root(sums[product_gram]), of_augmented = inverse_root(sums[product_image]);
   if (thread() == 0) simt::gst(call.positives + sample, widened(sums[product_seen] * of_augmented * of_seen));
   const bool paper = call.objective == Objective::paper, image = product == product_image;

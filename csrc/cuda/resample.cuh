@@ -86,16 +86,14 @@ struct ResampleShared {
 #pragma unroll 1
     for (int first = thread(); first < size; first += together * block_threads) {
       Real values[together];
-#pragma unroll
-      for (int i = 0; i < together; ++i) {
+      unrolled<together>([&](int i) {
         const int at = first + i * block_threads;
         if (at < size) values[i] = simt::gld(from + at);
-      }
-#pragma unroll
-      for (int i = 0; i < together; ++i) {
+      });
+      unrolled<together>([&](int i) {
         const int at = first + i * block_threads;
         if (at < size) matrices[at] = values[i];
-      }
+      });
     }
   }
 };
@@ -135,11 +133,10 @@ __device__ __forceinline__ Real normalised_map(Real heatmap, Real sum, Real eps)
 // visit(entry, position) for first, first + step, ..., at most `entries`.
 template <int entries, class F>
 __device__ __forceinline__ void each_entry(int first, int step, int positions, F&& visit) {
-#pragma unroll
-  for (int e = 0; e < entries; ++e) {
+  unrolled<entries>([&](int e) {
     const int p = first + e * step;
     if (p < positions) visit(e, p);
-  }
+  });
 }
 
 // left m right^T, or left^T m right, of one of the matrices of both axes and a map m [H, W]. `lanes` neighbouring

@@ -17,10 +17,9 @@ struct WarpTable {
 // visit(cell, share) for the cells of a stencil.
 template <class F>
 __device__ __forceinline__ void each_cell(const Stencil& stencil, F&& visit) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  unrolled<4>([&](int i) {
     if (i < stencil.count) visit(stencil.cell[i], stencil.share[i]);
-  }
+  });
 }
 
 // The upsampled map of the augmented view.
