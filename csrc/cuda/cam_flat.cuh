@@ -10,7 +10,6 @@ namespace cgc::CGC_ISA {
 template <int V, class Acc>
 __device__ __forceinline__ void fold_positions(const Acc* tile, int start, int width, int positions, Acc* map) {
   constexpr int lanes = 4;
-#pragma unroll 1
   for (int base = 0; base < positions; base += block_threads / lanes) {
     const int p = base + thread() / lanes, offset = p - start + (p < start ? positions : 0);
     Acc sum = 0;
@@ -29,7 +28,7 @@ __device__ __forceinline__ void fold_positions(const Acc* tile, int start, int w
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int loads = elementwise ? together<A, G, V, true> : 6;
+  constexpr int loads = together<A, G, V, elementwise, 6>;
   SIMT_DYN_SHARED(Acc, tile);
   Acc *map = tile + V * block_threads, *weights = map + call.positions;
   const CamPart<A, G> part(call, false, elementwise, call.positions);
@@ -49,13 +48,11 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_consta
   each(positions, [&](int p) { map[p] = 0; });
   if constexpr (!elementwise) each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
   __syncthreads();
-#pragma unroll 1
   for (int piece = 0; piece < turn; piece += block_threads) {
     const int width = minimum(block_threads, turn - piece), column = piece + thread();
     Acc sums[V] = {};
     int ahead[V];  // channels from the first one of a turn to that of an element
     unrolled<V>([&](int k) { ahead[k] = call.by_positions.quotient(column * V + k); });
-#pragma unroll 1
     for (int v = column, channel = 0; thread() < width && v < vectors;
          v += loads * turn, channel += loads * call.turn_channels) {
       if (v != thread()) fetch(v);
@@ -123,14 +120,11 @@ __device__ __forceinline__ VectorSums<Acc> add_channels(const Acc (&grad)[V], co
   return sums;
 }
 
-template <class A, class G, int V, bool elementwise>
-constexpr int vectors_together = elementwise ? together<A, G, V, true> : 7;
-
 // A thread takes several vectors of V elements at once. V is at most P unless elementwise.
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int loads = vectors_together<A, G, V, elementwise>;
+  constexpr int loads = together<A, G, V, elementwise, 7>;
   const int positions = call.positions, turn = call.turn;
   SIMT_DYN_SHARED(VectorSums<Acc>, sums);                              // [turn]; of elementwise none
   Acc* map = reinterpret_cast<Acc*>(sums + (elementwise ? 0 : turn));  // [P + V], the map and its start again
@@ -156,7 +150,6 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
   }
   load_gradient(call, part, V, map);
   __syncthreads();
-#pragma unroll 1
   for (int base = 0, first = 0; base < vectors; base += turn, first += call.turn_channels) {
     if (base != 0) fetch(base);
     const int count = minimum(turn, vectors - base);
@@ -184,9 +177,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
 
 template <int V, bool elementwise, class A, class G>
 int launch_cam_flat_backward(CamCall<A, G> call, Stream& stream) {
-  constexpr int most = block_threads * vectors_together<A, G, V, elementwise>;
-  int unit =
-      flat_period(call.positions, V);  // doubled until the sums of a turn fill whole sectors, as far as that fits
+  constexpr int most = block_threads * together<A, G, V, elementwise, 7>;
+  int unit = flat_period(call.positions, V);  // doubled until the sums of a turn fill sectors, as far as that fits
   while (unit * V / call.positions * int(sizeof(G)) % 32 != 0 && 2 * unit <= most) unit *= 2;
   call.turn = most / unit * unit;
   call.turn_channels = call.turn * V / call.positions;

@@ -8,7 +8,8 @@ namespace cgc::CGC_ISA {
 // Rows that a warp takes at once: with seven of 16 bytes a thread's registers are full, and a map of 7 x 7 is seven
 // rows for each warp.
 template <class A, class G, int V, bool elementwise>
-constexpr int rows_together = elementwise || sizeof(A) == 8 ? together<A, G, V, elementwise> : 7;
+constexpr int rows_together = together < A,
+              G, V, elementwise, sizeof(A) == 8 ? 4 : 7 > ;
 
 // A warp takes a share of the positions, some of them at a time; its lanes take neighbouring channels.
 template <class A, class G, int V, bool elementwise>
@@ -38,7 +39,6 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows(const __grid_consta
     __syncthreads();
   }
   Acc* to = call.sums[part.view] + rows_before(part.sample * call.splits + part.split, call.positions);
-#pragma unroll 1
   for (int p = begin; p < end; p += call.row_step) {
     Acc sums[numbers] = {};
 #pragma unroll 1
@@ -87,7 +87,7 @@ __device__ __forceinline__ void write_row_sums(const Acc (&sums)[V], int channel
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_rows_backward(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int loads = elementwise ? minimum(together<A, G, V, true>, 3) : 7;
+  constexpr int loads = minimum(together<A, G, V, elementwise, 7>, elementwise ? 3 : 7);
   SIMT_DYN_SHARED(Acc, map);         // [P]
   Acc* tile = map + call.positions;  // the weights [32 V], then sums
   const int stride = call.channels, first = lane() * V;
@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows_backward(const __gr
   __syncthreads();
   Acc sums[V] = {}, weight[V];
   unrolled<V>([&](int k) { weight[k] = elementwise ? Acc(0) : tile[first + k]; });
-#pragma unroll 1
   for (int p = warp(); p < end; p += loads * block_warps) {
     if (p != warp()) fetch(p);
 #pragma unroll

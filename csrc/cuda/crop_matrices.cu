@@ -51,7 +51,6 @@ __global__ void __launch_bounds__(block_threads) crop_matrices(const __grid_cons
   const int cells = axis.cells, columns = ceil_div(cells, 8), width = 8 * columns, parts = block_warps / columns;
   const int column = warp() % columns, part = warp() / columns, rows = minimum(cells - 8 * row, 8);
   Real pq[4] = {}, k[4] = {};
-#pragma unroll 1
   for (int base = 0; base < axis.size; base += block_threads) {
     const int count = minimum(block_threads, axis.size - base), pixel = base + thread();
     __syncthreads();
@@ -59,7 +58,6 @@ __global__ void __launch_bounds__(block_threads) crop_matrices(const __grid_cons
       pixels[thread()] = {{axis, pixel, Real(1) / Real(2 * axis.size)}, upsampled_position(axis, pixel)};
     }
     __syncthreads();
-#pragma unroll 1
     for (int first = 8 * part; part < parts && first < count; first += 8 * parts) {
       add_pixels(axis, pixels + first, count - first, row, column, pq, k);
     }

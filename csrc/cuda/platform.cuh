@@ -151,11 +151,6 @@ __device__ __forceinline__ void write(T* to, const acc_t<T> (&x)[V]) {
   }
 }
 
-// Rows of channels, or vectors of a flat array, that a thread takes at once so that 4 to 8 loads of 16 bytes are in
-// flight and fit its registers.
-template <class A, class G, int V, bool elementwise>
-constexpr int together = V > 1 && elementwise && sizeof(G) > sizeof(A) ? 2 : 4;
-
 // ---- Sums in a fixed order
 
 // Over groups of `width` lanes, a power of two; every lane gets it.
