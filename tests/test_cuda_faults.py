@@ -32,7 +32,7 @@ LEAN = [
 LEAN += [
     (DISPATCH, "  if (call.features_type == Type::float64) return visit(double{}, double{}, double{});\n", ""),
     (DISPATCH, "return float64 ? visit(double{}) : visit(float{});", "(void)float64;\n  return visit(float{});"),
-    (RESAMPLE, "    if (call.float64) return with_entries(ResampleTypes<double, double, double>{}, warps);\n", ""),
+    (RESAMPLE, "    if (call.float64) return with_entries(double{}, double{}, double{}, warps);\n", ""),
     (
         RESAMPLE,
         "return call.inverses == nullptr ? with_states(std::false_type{}) : with_states(std::true_type{});",

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
   cell_sums(resample, shape, sums);
   __syncthreads();
   constexpr int entries = slices * slice / warp_threads;
-  SampleGradient<ResampleTypes<Acc, Acc, Acc>, warp_threads, entries> gradient(resample, shape, sums, nullptr);
+  SampleGradient<Acc, Acc, Acc, warp_threads, entries> gradient(resample, shape, sums, nullptr);
   if (slices == 1) gradient.load(sample);  // on its way; more would take too many registers
   simt::wait_for_predecessor();
   simt::release_successor();

@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(block_threads) crop_matrices(const __grid_cons
 const void* launch_crop_matrices(const Resample& call, Stream& stream) {
   const int height = int(call.height), width = int(call.width);
   const void* matrices = nullptr;
-  with_resample_types(call, [&](auto types, auto, auto) {
-    using Real = typename decltype(types)::Real;
+  with_resample_types(call, [&](auto, auto, auto real, auto, auto) {
+    using Real = decltype(real);
     const CropMatrices phase{call, stream.take(call.batch * matrices_size(height, width) * index_t(sizeof(Real)))};
     matrices = phase.to;
     const dim3 grid(unsigned(call.batch), unsigned(ceil_div(height, 8) + ceil_div(width, 8)));

@@ -38,11 +38,9 @@ __device__ __forceinline__ void multiply_maps(const Resample& call, const Resamp
 }
 
 // The unit maps of one sample, and its positive. values: of the thread's product.
-template <class Types, int entries, class Real>
+template <class Acc, class State, int entries, class Real>
 __device__ __forceinline__ void write_unit_maps(const Resample& call, const ResampleShared<Real>& shared,
                                                 index_t sample, const Real (&values)[entries]) {
-  using Acc = typename Types::Acc;
-  using State = typename Types::State;
   const int positions = shared.shape.positions, product = thread() % map_products;
   const auto each_value = [&](auto&& visit) { each_entry<entries>(thread() / map_products, step, positions, visit); };
   Real along = 0;  // <a, T o>, |T o|^2, or |a|^2
@@ -72,10 +70,8 @@ __device__ __forceinline__ void write_unit_maps(const Resample& call, const Resa
   });
 }
 
-template <class Types, int entries, bool warps>
+template <class Acc, class State, class Real, int entries, bool warps>
 __global__ void __launch_bounds__(block_threads, 1) resample_forward(const __grid_constant__ ResampleForward phase) {
-  using Real = typename Types::Real;
-  using Acc = typename Types::Acc;
   const Resample& call = phase.call;
   const MapShape& shape = phase.shape;
   const ResampleShared<Real> shared(shape);
@@ -102,19 +98,18 @@ __global__ void __launch_bounds__(block_threads, 1) resample_forward(const __gri
   __syncthreads();
   Real values[map_products * entries];
   multiply_maps<warps>(call, shared, sample, values);
-  write_unit_maps<Types>(call, shared, sample, values);
+  write_unit_maps<Acc, State>(call, shared, sample, values);
 }
 
 }  // namespace
 
 int launch_resample(const Resample& call, const Heatmaps& heatmaps, const void* matrices, unsigned* counter,
                     Stream& stream) {
-  return with_resample_types(call, [&](auto types, auto entries, auto warps) {
-    using Types = decltype(types);
-    using Real = typename Types::Real;
+  return with_resample_types(call, [&](auto acc, auto state, auto real, auto entries, auto warps) {
+    using Real = decltype(real);
     const ResampleForward phase{call, MapShape(call), heatmaps, matrices, counter, float(call.eps)};
-    return stream.start(&resample_forward<Types, decltype(entries)::value, decltype(warps)::value>,
-                        unsigned(call.batch), resample_bytes<Real>(call), phase);
+    return stream.start(&resample_forward<decltype(acc), decltype(state), Real, entries, warps>, unsigned(call.batch),
+                        resample_bytes<Real>(call), phase);
   });
 }
 

@@ -10,14 +10,6 @@ namespace cgc::CGC_ISA {
 constexpr index_t shared_limit = 99 * 1024;  // what every device since compute capability 8.0 gives a block
 constexpr int most_numbers = 4;              // of one block_sums
 
-// Acc: of heatmaps, rows and keys. State: of what is kept for the backward. Real: what is computed with.
-template <class Acc_, class State_, class Real_>
-struct ResampleTypes {
-  using Acc = Acc_;
-  using State = State_;
-  using Real = Real_;
-};
-
 // Sums of a float32 map are taken in units of 2^32, lest they overflow: a view has up to 2^32 pixels.
 template <class Real>
 constexpr Real sum_unit = sizeof(Real) == 4 ? Real(1) / Real(4294967296.0) : Real(1);
@@ -176,18 +168,20 @@ index_t resample_bytes(const Resample& call) {
   return (ResampleShared<Real>::size(height, width) + table) * index_t(sizeof(Real));
 }
 
-// Calls visit(types, entries, warps) with constants. Warps are swept over in double.
+// Calls visit(acc, state, real, entries, warps) with values of the types of heatmaps, rows and keys, of what is kept
+// for the backward, and of what is computed with; and with constants. Warps are swept over in double.
 template <class F>
 int with_resample_types(const Resample& call, F&& visit) {
-  const auto with_entries = [&](auto types, auto warps) {
-    if (call.height * call.width <= block_threads) return visit(types, std::integral_constant<int, 1>{}, warps);
-    return visit(types, std::integral_constant<int, 4>{}, warps);
+  const auto with_entries = [&](auto acc, auto state, auto real, auto warps) {
+    if (call.height * call.width > block_threads)
+      return visit(acc, state, real, std::integral_constant<int, 4>{}, warps);
+    return visit(acc, state, real, std::integral_constant<int, 1>{}, warps);
   };
   const auto with_states = [&](auto warps) {
-    if (call.float64) return with_entries(ResampleTypes<double, double, double>{}, warps);
-    if (call.objective == Objective::mse) return with_entries(ResampleTypes<float, double, double>{}, warps);
+    if (call.float64) return with_entries(double{}, double{}, double{}, warps);
+    if (call.objective == Objective::mse) return with_entries(float{}, double{}, double{}, warps);
     using Real = std::conditional_t<decltype(warps)::value, double, float>;
-    return with_entries(ResampleTypes<float, float, Real>{}, warps);
+    return with_entries(float{}, float{}, Real{}, warps);
   };
   return call.inverses == nullptr ? with_states(std::false_type{}) : with_states(std::true_type{});
 }

@@ -72,7 +72,6 @@ __device__ __forceinline__ void add_chunk(const Resample& call, const WarpTable&
   each(sharers * cells, [&](int own) {
     const int sharer = own / cells, cell = own - sharer * cells, i = cell / width, j = cell - i * width;
     double seen = 0, gram = 0, adjoint = 0;
-#pragma unroll 1
     for (int slot = sharer; slot < count; slot += sharers) {
       const double share = table.from_x[slot * width + j];
       adjoint += share * table.adjoint_y[slot * height + i];
@@ -96,7 +95,6 @@ __device__ __forceinline__ void sweep(const Resample& call, const ResampleShared
   const WarpTable table{shared.table, shared.table + pixels * height, shared.table + 2 * pixels * height,
                         shared.table + pixels * (2 * height + width)};
   each(warp_maps * slots(cells), [&](int i) { maps[i] = 0; });
-#pragma unroll 1
   for (int row = 0; row < int(call.size_h); ++row) {
 #pragma unroll 1
     for (int first = 0; first < size_w; first += pixels) {
