@@ -3,7 +3,6 @@
 #include "cgc.cu"
 #include "cgc_backward.cu"
 #include "contrast.cu"
-#include "crop_matrices.cu"
 #include "resample.cu"
 #include "resample_backward.cu"
 

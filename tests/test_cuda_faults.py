@@ -19,7 +19,7 @@ RESAMPLE, RESAMPLE_FORWARD = (f"csrc/cuda/resample.{kind}" for kind in ("cuh", "
 CONTRAST, CONTRAST_FORWARD, CONTRAST_BACKWARD = (
     f"csrc/cuda/{name}" for name in ("contrast.cuh", "contrast.cu", "cgc_backward.cu")
 )
-PLATFORM, LAUNCH = (f"csrc/cuda/{name}.cuh" for name in ("platform", "launch"))
+PLATFORM = "csrc/cuda/platform.cuh"
 LEAN = [
     (
         DISPATCH,
@@ -75,7 +75,7 @@ FAULTS = {
         "part.sample * call.splits + part.split / 2",
     ),
     "tail unmasked": (CONTRAST_FORWARD, "other < batch && other != row + row_of(i)", "other != row + row_of(i)"),
-    "read past the end": (FLAT, "if (at >= vectors) continue;", "if (at > vectors) continue;"),
+    "read past the end": (FLAT, "if (at >= vectors) return;", "if (at > vectors) return;"),
     "update lost": (PLATFORM, "scratch[warp() * count + i] = values[i];", "scratch[i] += values[i];"),
     "wrong lane in a shuffle": (
         PLATFORM,
@@ -89,7 +89,7 @@ FAULTS = {
     ),
     "a product of halves left out": (PLATFORM, "  simt::mma_tf32(c, a_low, b_high);\n", ""),
     "no order between launches": (
-        LAUNCH,
+        PLATFORM,
         "simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call)",
         "simt::launch(false, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), "
         "static_cast<char*>(stream_) + int(started_), call)",

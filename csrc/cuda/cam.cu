@@ -3,7 +3,6 @@
 #include "cam_rows.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 template <class Acc>
 __global__ void __launch_bounds__(block_threads) add_splits(const __grid_constant__ Heatmaps call) {
@@ -45,12 +44,10 @@ bool is_vectorised(const CamBackward& view, int v, bool backward) {
 
 template <int V, bool elementwise, class A, class G>
 int launch_kernel(CamCall<A, G> call, bool channels_last, bool backward, Stream& stream) {
-  if (channels_last) {
-    return backward ? launch_cam_rows_backward<V, elementwise>(call, stream)
-                    : launch_cam_rows<V, elementwise>(call, stream);
-  }
-  return backward ? launch_cam_flat_backward<V, elementwise>(call, stream)
-                  : launch_cam_flat<V, elementwise>(call, stream);
+  if (channels_last && backward) return launch_cam_rows_backward<V, elementwise>(call, stream);
+  if (channels_last) return launch_cam_rows<V, elementwise>(call, stream);
+  if (backward) return launch_cam_flat_backward<V, elementwise>(call, stream);
+  return launch_cam_flat<V, elementwise>(call, stream);
 }
 
 // Views of one memory format. follows: as in CamCall.
@@ -90,7 +87,7 @@ int launch_alike(const CamBackward* views, int count, int channels, bool backwar
 }
 
 // One launch for both views, or one each where their memory formats differ. Forward the heatmaps are the sums.
-int launch(const CamBackward* views, int count, bool backward, bool follows, Stream& stream) {
+int launch_views(const CamBackward* views, int count, bool backward, bool follows, Stream& stream) {
   const bool apart = count == 2 && views[0].forward.channels_last != views[1].forward.channels_last;
   const int channels = split_channels(views[0].forward, count), together = apart ? 1 : count;
   for (int i = 0; i < count; i += together) {
@@ -116,10 +113,8 @@ void launch_means(CamBackward* calls, int count, Stream& stream) {
     call.gradients_type = mean.gradients_type = call.features_type == Type::float64 ? Type::float64 : Type::float32;
     call.weighting = mean.weighting = Weighting::pooled;
   }
-  launch(means, count, true, false, stream);
+  launch_views(means, count, true, false, stream);
 }
-
-}  // namespace
 
 Heatmaps launch_cam(const Cam* views, int count, Stream& stream) {
   const Cam& first = views[0];
@@ -134,20 +129,22 @@ Heatmaps launch_cam(const Cam* views, int count, Stream& stream) {
   }
   const bool means = first.weighting == Weighting::mean;
   if (means) launch_means(calls, count, stream);
-  launch(calls, count, false, means, stream);
+  launch_views(calls, count, false, means, stream);
   return heatmaps;
 }
 
-int launch_heatmaps(const Cam& call, Stream& stream) {
+int launch_cam_backward(const CamBackward* views, int count, Stream& stream) {
+  return launch_views(views, count, true, true, stream);
+}
+
+}  // namespace cgc::CGC_ISA
+
+// The heatmaps of one view, finished.
+int cgc::launch(const Cam& call, Stream& stream) {
+  using namespace CGC_ISA;
   const Heatmaps heatmaps = launch_cam(&call, 1, stream);
   if (heatmaps.splits == 1) return stream.error();
   return with_type(call.features_type == Type::float64, [&](auto acc) {
     return stream.start(&add_splits<decltype(acc)>, unsigned(call.batch), 0, heatmaps);
   });
 }
-
-int launch_cam_backward(const CamBackward* views, int count, Stream& stream) {
-  return launch(views, count, true, true, stream);
-}
-
-}  // namespace cgc::CGC_ISA

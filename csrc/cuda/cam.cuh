@@ -2,7 +2,7 @@
 // channels, `split_channels` each. How many is a function of the call alone, never of the device.
 #pragma once
 
-#include "launch.cuh"
+#include "platform.cuh"
 
 namespace cgc::CGC_ISA {
 
@@ -96,6 +96,37 @@ __device__ __forceinline__ void multiply(const Acc (&by)[V], const Pack<From, V>
   if (wanted) write<V>(to, product);
 }
 
+// ---- What it leaves to the next stage
+
+// What stage cam leaves to the next: sums over the channels of every split.
+struct Heatmaps {
+  const void* sums[2];  // of each view acc [B, splits, P]; with one split the heatmaps
+  void* heatmaps[2];    // acc [B, P], written where there are several
+  int splits, positions;
+};
+
+// One number of the heatmaps of `views` views; of several splits they are written, too.
+template <int views, class Acc>
+__device__ __forceinline__ void finish_heatmaps(const Heatmaps& from, index_t sample, int p, Acc (&heatmaps)[views]) {
+  constexpr int together = 4;  // loads of a view
+  for (Acc& heatmap : heatmaps) heatmap = 0;
+#pragma unroll 1
+  for (int first = 0; first < from.splits; first += together) {
+    Acc parts[views][together];
+    unrolled<views * together>([&](int i) {
+      const int view = i / together, split = first + i % together;
+      const Acc* sums = static_cast<const Acc*>(from.sums[view]) + (sample * from.splits + split) * from.positions + p;
+      parts[view][i % together] = split < from.splits ? simt::gld(sums) : Acc(0);
+    });
+    unrolled<views * together>([&](int i) { heatmaps[i / together] += parts[i / together][i % together]; });
+  }
+  if (from.splits == 1) return;
+  unrolled<views>([&](int view) {
+    heatmaps[view] = relu(heatmaps[view]);
+    simt::gst(static_cast<Acc*>(from.heatmaps[view]) + sample * from.positions + p, heatmaps[view]);
+  });
+}
+
 // ---- Launching, in cam.cu
 
 template <class A, class G>
@@ -106,7 +137,6 @@ int start_cam(void (*kernel)(CamCall<A, G>), const CamCall<A, G>& call, index_t 
 
 // `views` have one shape, but may differ in their memory format.
 Heatmaps launch_cam(const Cam* views, int count, Stream& stream);
-int launch_heatmaps(const Cam& call, Stream& stream);  // the same of one view, finished
 int launch_cam_backward(const CamBackward* views, int count, Stream& stream);
 
 }  // namespace cgc::CGC_ISA

@@ -7,8 +7,6 @@ namespace cgc {
 
 using namespace CGC_ISA;
 
-int launch(const Cam& call, Stream& stream) { return launch_heatmaps(call, stream); }
-
 int launch(const CamBackward& call, Stream& stream) { return launch_cam_backward(&call, 1, stream); }
 
 int launch(const Resample& call, Stream& stream) {

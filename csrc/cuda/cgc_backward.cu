@@ -5,7 +5,6 @@
 #include "resample_gradient.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 // Numbers of one sample, as its softmax needs them; what lies outside the batch has no weight.
 template <class Acc>
@@ -66,23 +65,20 @@ __device__ __forceinline__ void row_gradients(const ContrastBackward& call, cons
 // visit(row of the tile, element, gradient) for what this lane holds of the gradients.
 template <int slices, class Acc, class F>
 __device__ __forceinline__ void each_gradient(const Acc (&grads)[slices][4], int length, F&& visit) {
-#pragma unroll
-  for (int s = 0; s < slices; ++s) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+  unrolled<slices>([&](int s) {
+    unrolled<4>([&](int i) {
       if (s * slice + column_of(i) < length) visit(row_of(i), s * slice + column_of(i), grads[s][i]);
-    }
-  }
+    });
+  });
 }
 
 // Sums over the tile's columns of a part for each lane, [16], in shared memory after the next barrier but one.
 template <class Acc>
 __device__ __forceinline__ void sum_others(Acc (&others)[2], Acc* parts, Acc* to) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  unrolled<2>([&](int half) {
     const Acc sum = warp_sum(others[half], 4);
     if (fragment_column() == 0) parts[warp() * tile_rows + fragment_row() + 8 * half] = sum;
-  }
+  });
   __syncthreads();
   each(tile_rows, [&](int r) {
     Acc sum = 0;
@@ -117,8 +113,6 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_backward(const __gr
   simt::wait_for_predecessor();  // which has written nothing of what is read here
 }
 
-}  // namespace
-
 int launch_contrast_backward(const ContrastBackward& call, Stream& stream) {
   return with_contrast_types(call.forward, [&](auto acc, auto slices) {
     using Acc = decltype(acc);
@@ -128,8 +122,6 @@ int launch_contrast_backward(const ContrastBackward& call, Stream& stream) {
 }
 
 // ---- With resample backward
-
-namespace {
 
 constexpr index_t most_fused_positions = 256;
 
@@ -143,7 +135,6 @@ template <class Real>
 __device__ __forceinline__ void cell_sums(const Resample& call, const MapShape& shape, Real* sums) {
   constexpr int lanes = 16;  // that share a cell
   const int cells = shape.height + shape.width;
-#pragma unroll 1
   for (int base = 0; base < cells; base += block_threads / lanes) {
     const int i = minimum(base + thread() / lanes, cells - 1), cell = i < shape.height ? i : i - shape.height;
     const CropAxis axis{int(i < shape.height ? call.size_h : call.size_w),
@@ -198,7 +189,6 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
   if (row + mine < batch) gradient.write(call.resample);
 }
 
-}  // namespace
 }  // namespace cgc::CGC_ISA
 
 // The gradients of the heatmaps, and, where a kernel hands them on, of rows, keys and positives lie in the workspace.

@@ -24,7 +24,7 @@ class Stream {
     return launches_ ? workspace_ + begin : nullptr;
   }
 
-  // 0, or the error of the first launch that failed, after which there is none. In launch.cuh.
+  // 0, or the error of the first launch that failed, after which there is none. In platform.cuh.
   template <class Grid, class Call>
   int start(void (*kernel)(Call), Grid grid, std::int64_t shared_bytes, const Call& call);
 

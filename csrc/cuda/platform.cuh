@@ -1,4 +1,5 @@
-// What every kernel of this folder needs: threads, storage types, vectors of 16 bytes, sums, products of tiles.
+// What every kernel of this folder needs: threads, storage types, vectors of 16 bytes, sums, products of tiles,
+// launches.
 //
 // Kernels take one structure by value and run in blocks of 256 threads. All shared memory is dynamic. Whatever a kernel
 // reads or writes of its predecessor's comes after simt::wait_for_predecessor(); each calls it at its end at the
@@ -17,6 +18,7 @@
 #include "../common/gradients.h"
 #include "../common/loss.h"
 #include "../common/platform.h"
+#include "launch.h"
 #include "simt.h"
 
 namespace cgc::CGC_ISA {
@@ -228,3 +230,11 @@ __device__ __forceinline__ void mma(double (&c)[4], const double (&a)[4], const 
 }
 
 }  // namespace cgc::CGC_ISA
+
+template <class Grid, class Call>
+int cgc::Stream::start(void (*kernel)(Call), Grid grid, std::int64_t shared_bytes, const Call& call) {
+  if (!launches_ || error_ != 0) return error_;
+  error_ = simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call);
+  started_ = true;
+  return error_;
+}

@@ -1,7 +1,7 @@
 // Stage resample, what its kernels share: one sample in shared memory, its axes' matrices, and products with them.
 #pragma once
 
-#include "launch.cuh"
+#include "cam.cuh"
 
 #include "../common/crop.h"
 
@@ -79,12 +79,10 @@ struct ResampleShared {
     for (int first = thread(); first < size; first += together * block_threads) {
       Real values[together];
       unrolled<together>([&](int i) {
-        const int at = first + i * block_threads;
-        if (at < size) values[i] = simt::gld(from + at);
+        if (first + i * block_threads < size) values[i] = simt::gld(from + first + i * block_threads);
       });
       unrolled<together>([&](int i) {
-        const int at = first + i * block_threads;
-        if (at < size) matrices[at] = values[i];
+        if (first + i * block_threads < size) matrices[first + i * block_threads] = values[i];
       });
     }
   }

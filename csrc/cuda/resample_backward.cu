@@ -4,7 +4,6 @@
 #include "warp.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 // What arrives at the unit maps: the gradients of rows and keys, of which one goes back through the products that made
 // it: K of the released objective's keys, the transform of the paper's rows.
@@ -20,8 +19,8 @@ __device__ __forceinline__ void load_unit_gradients(const ResampleBackward& call
   Real through[entries] = {};
   if (warps && paper) {
     if constexpr (warps) {
-      sweep(call.forward, shared, gradient.sample, shared.middle, false);
-      gradient.each([&](int e, int p) { through[e] = swept(shared.middle, map_adjoint, p, gradient.positions); });
+      sweep(call.forward, shared, gradient.sample, false);
+      gradient.each([&](int e, int p) { through[e] = swept(shared, map_adjoint, p, gradient.positions); });
     }
   } else {
     multiply_map<1>(shared, paper ? matrix_p : matrix_k, paper, shared.augmented, through);
@@ -60,8 +59,6 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
   gradient.to_normalised(mse);
   gradient.write(phase);
 }
-
-}  // namespace
 
 int launch_resample_backward(const ResampleBackward& call, const void* matrices, const PositiveGradient& positive,
                              bool mask, Stream& stream) {
