@@ -32,12 +32,6 @@ int launch(const Cgc& call, const Scalar& loss, Stream& stream) {
   return launch_contrast({call.contrast, loss, resample.objective, call.consistency, pixels, counter}, stream);
 }
 
-const char* launch_error([[maybe_unused]] int code) {
-#ifdef __CUDACC__
-  return cudaGetErrorString(cudaError_t(code));
-#else
-  return "the emulator refused the launch, or it did not end";
-#endif
-}
+const char* launch_error(int code) { return simt::error_text(code); }
 
 }  // namespace cgc

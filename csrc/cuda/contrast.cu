@@ -3,7 +3,6 @@
 #include "contrast.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 // log of a sum of exponentials, 1 among them, as far as it has been added up.
 template <class Acc>
@@ -132,8 +131,6 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_loss(const __grid_c
   simt::release_successor();
   finish_loss<Acc>(phase, scratch);
 }
-
-}  // namespace
 
 int launch_contrast(ContrastForward phase, Stream& stream) {
   const Contrast& call = phase.call;

@@ -10,10 +10,8 @@
 #define CGC_ISA cuda
 #endif
 
-#include <cstring>
 #include <type_traits>
 
-#include "../common/calls.h"
 #include "../common/dispatch.h"
 #include "../common/gradients.h"
 #include "../common/loss.h"
@@ -132,8 +130,7 @@ __device__ __forceinline__ Pack<T, V> read(const T* from) {
   } else {
     Pack<T, V> pack;
     unrolled<int(sizeof(pack) / 16)>([&](int i) {
-      const uint4 words = simt::gld_stream(reinterpret_cast<const uint4*>(from) + i);
-      std::memcpy(pack.word + 4 * i, &words, 16);
+      reinterpret_cast<uint4*>(pack.word)[i] = simt::gld_stream(reinterpret_cast<const uint4*>(from) + i);
     });
     return pack;
   }
@@ -147,8 +144,7 @@ __device__ __forceinline__ void write(T* to, const acc_t<T> (&x)[V]) {
     Pack<T, V> pack;
     pack.set(x);
     unrolled<int(sizeof(pack) / 16)>([&](int i) {
-      const unsigned* word = pack.word + 4 * i;
-      simt::gst_stream(reinterpret_cast<uint4*>(to) + i, make_uint4(word[0], word[1], word[2], word[3]));
+      simt::gst_stream(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(pack.word)[i]);
     });
   }
 }

@@ -2,7 +2,8 @@
 // which executes the same sources on a CPU.
 //
 //   simt::launch(dependent, kernel, grid, block, dynamic_bytes, stream, args...)
-//                                       -> 0 or the error; dependent: it may start before its predecessor has ended
+//                                       -> 0 or the error, for simt::error_text; dependent: it may start before its
+//                                       predecessor has ended
 //   SIMT_DYN_SHARED(T, name)            T* name: the dynamic shared memory
 //   simt::wait_for_predecessor()        in every thread, until it may touch what earlier kernels of the stream touch
 //   simt::release_successor()           after the own wait: lets a dependent launch start
@@ -54,6 +55,8 @@ cudaError_t launch(bool dependent, void (*kernel)(Parameters...), dim3 grid, dim
   if (error != cudaSuccess) cudaGetLastError();  // it is returned; the next caller must not meet it
   return error;
 }
+
+inline const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
 
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900

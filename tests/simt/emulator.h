@@ -56,6 +56,8 @@ int launch(bool dependent, Kernel kernel, dim3 grid, dim3 block, std::size_t dyn
       {grid, block, dynamic_bytes, dependent, number, body, &thread, sizeof(thread), __ehdr_start, __bss_start, _end});
 }
 
+inline const char* error_text(int) { return "the emulator refused the launch, or it did not end"; }
+
 }  // namespace simt
 
 #define SIMT_DYN_SHARED(T, name) T* name = static_cast<T*>(simt::dynamic_shared())
