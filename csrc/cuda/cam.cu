@@ -62,8 +62,7 @@ int launch_alike(const CamBackward* views, int count, int channels, bool backwar
     const CamBackward& view = views[i];
     call.features[i] = static_cast<const A*>(view.forward.features);
     call.gradients[i] = static_cast<const G*>(view.forward.gradients);
-    call.sums[i] = static_cast<Acc*>(view.forward.heatmaps);
-    call.heatmaps[i] = call.sums[i];
+    call.heatmaps[i] = call.sums[i] = static_cast<Acc*>(view.forward.heatmaps);
     call.grad_heatmaps[i] = static_cast<const Acc*>(view.grad_heatmaps);
     call.grad_features[i] = static_cast<A*>(view.grad_features);
     call.grad_gradients[i] = static_cast<G*>(view.grad_gradients);
@@ -79,9 +78,8 @@ int launch_alike(const CamBackward* views, int count, int channels, bool backwar
   call.by_positions = Divisor(call.positions);
   call.mean = Acc(1) / Acc(call.positions);
   const auto start = [&](auto elementwise) {
-    constexpr bool each = decltype(elementwise)::value;
-    return vectorised ? launch_kernel<v, each>(call, first.channels_last, backward, stream)
-                      : launch_kernel<1, each>(call, first.channels_last, backward, stream);
+    return vectorised ? launch_kernel<v, elementwise>(call, first.channels_last, backward, stream)
+                      : launch_kernel<1, elementwise>(call, first.channels_last, backward, stream);
   };
   return first.weighting == Weighting::elementwise ? start(std::true_type{}) : start(std::false_type{});
 }

@@ -2,25 +2,20 @@
 // channels, `split_channels` each. How many is a function of the call alone, never of the device.
 #pragma once
 
+#include <numeric>
+
 #include "platform.cuh"
 
 namespace cgc::CGC_ISA {
 
 constexpr int most_channels = 1024;  // of a block, whose weights lie in shared memory
 
-// Rows of channels, or vectors of a flat array, that a thread takes at once: elementwise 4 to 8 loads of 16 bytes are
-// in flight and fit its registers, of pooled gradients `pooled`.
+// Rows, or vectors, that a thread loads at once: elementwise 4 to 8 loads of 16 bytes, which fit its registers.
 template <class A, class G, int V, bool elementwise, int pooled>
-constexpr int together = !elementwise                     ? pooled
-                         : V > 1 && sizeof(G) > sizeof(A) ? 2
-                                                          : 4;
+constexpr int together = elementwise ? (V > 1 && sizeof(G) > sizeof(A) ? 2 : 4) : pooled;
 
 // A contiguous sample is one flat array [C * P]: vectors of v elements meet the same positions again every so many.
-inline int flat_period(int positions, int v) {
-  int divisor = v;  // the greatest common one: v is a power of two
-  while (positions % divisor != 0) divisor /= 2;
-  return positions / divisor;
-}
+inline int flat_period(int positions, int v) { return positions / std::gcd(positions, v); }
 
 // Of either direction; the other's pointers are null.
 template <class A, class G>

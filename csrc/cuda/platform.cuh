@@ -1,14 +1,11 @@
-// What every kernel of this folder needs: threads, storage types, vectors of 16 bytes, sums, products of tiles,
-// launches.
+// What every kernel of this folder needs: threads, storage types, vectors, sums, products of tiles, launches.
 //
 // Kernels take one structure by value and run in blocks of 256 threads. All shared memory is dynamic. Whatever a kernel
 // reads or writes of its predecessor's comes after simt::wait_for_predecessor(); each calls it at its end at the
 // latest, so that who waits for a kernel has waited for all before it.
 #pragma once
 
-#ifndef CGC_ISA
 #define CGC_ISA cuda
-#endif
 
 #include <type_traits>
 

@@ -2,8 +2,7 @@
 // which executes the same sources on a CPU.
 //
 //   simt::launch(dependent, kernel, grid, block, dynamic_bytes, stream, args...)
-//                                       -> 0 or the error, for simt::error_text; dependent: it may start before its
-//                                       predecessor has ended
+//                                       -> 0 or the error, for error_text; dependent: may overlap its predecessor
 //   SIMT_DYN_SHARED(T, name)            T* name: the dynamic shared memory
 //   simt::wait_for_predecessor()        in every thread, until it may touch what earlier kernels of the stream touch
 //   simt::release_successor()           after the own wait: lets a dependent launch start
@@ -22,8 +21,6 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <utility>
-
 namespace simt {
 
 // Whether the code that runs on the current device was compiled with the wait. Asked of one kernel and remembered while
@@ -41,7 +38,7 @@ inline bool waits(const void* kernel) {
 
 template <class... Parameters, class... Arguments>
 cudaError_t launch(bool dependent, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, void* stream,
-                   Arguments&&... arguments) {
+                   const Arguments&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -51,7 +48,7 @@ cudaError_t launch(bool dependent, void (*kernel)(Parameters...), dim3 grid, dim
   if (shared > 48 * 1024) {  // more must be asked for; always for the same, since other threads launch too
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 99 * 1024);
   }
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) cudaGetLastError();  // it is returned; the next caller must not meet it
   return error;
 }
