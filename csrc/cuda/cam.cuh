@@ -64,12 +64,6 @@ struct CamPart {
   }
 };
 
-// Lets the successor start, and waits for the predecessor where it follows on its results.
-__device__ __forceinline__ void release_and_follow(bool follows) {
-  simt::release_successor();
-  if (follows) simt::wait_for_predecessor();
-}
-
 // The gradient before the ReLU of the block's map, [positions], and again from its start for `more` elements.
 template <class A, class G, class Acc>
 __device__ __forceinline__ void load_gradient(const CamCall<A, G>& call, const CamPart<A, G>& part, int more, Acc* to) {

@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_consta
     });
   };
   if (thread() < turn) fetch(thread());  // on their way while the weights arrive
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   each(positions, [&](int p) { map[p] = 0; });
   if constexpr (!elementwise) each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
   __syncthreads();
@@ -143,7 +144,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
     });
   };
   fetch(0);  // inputs, which no kernel before this one writes
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if (!elementwise && part.wants_features) {
     each(part.channels + 1,
          [&](int c) { weights[c] = c < part.channels ? Acc(simt::gld(part.gradients + c)) : Acc(0); });

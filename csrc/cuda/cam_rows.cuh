@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows(const __grid_consta
     }
   };
   fetch(begin, first);  // on their way while the weights arrive
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if constexpr (!elementwise) {
     each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
     __syncthreads();
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows_backward(const __gr
     });
   };
   fetch(warp());  // inputs, which no kernel before this one writes
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if (!elementwise && part.wants_features)
     each(part.channels, [&](int c) { tile[c] = Acc(simt::gld(part.gradients + c)); });
   load_gradient(call, part, 0, map);
