@@ -17,7 +17,7 @@ def structure(name: str, **fields):
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
-# As in csrc/common/calls.h and csrc/cuda/launch.h.
+# As in csrc/common/calls.h.
 Scalar = structure("Scalar", data=c_void_p, float64=c_bool)
 Cam = structure(
     "Cam",
@@ -66,7 +66,6 @@ CgcBackward = structure(
     contrast=ContrastBackward,
     consistency=c_double,
 )
-Launch = structure("Launch", stream=c_void_p, workspace=c_void_p, needed=ctypes.POINTER(c_int64))
 
 
 class Launchers:
@@ -229,7 +228,7 @@ class Launchers:
     def needed(self, name, *arguments) -> int:
         """Bytes of workspace that a call takes, as its launcher says."""
         needed = c_int64(0)
-        getattr(self.library, f"cgc_cuda_{name}")(*arguments, ctypes.byref(Launch(needed=ctypes.pointer(needed))))
+        getattr(self.library, f"cgc_cuda_{name}")(*arguments, None, ctypes.byref(needed))
         return needed.value
 
     def _run(self, name, call, loss=None):
@@ -237,7 +236,7 @@ class Launchers:
         arguments = [ctypes.byref(a) for a in ([call] if loss is None else [call, _scalar(loss)])]
         workspace = torch.full((self.needed(name, *arguments),), 255, dtype=torch.uint8)
         self.watch_output(workspace=workspace)
-        error = function(*arguments, ctypes.byref(Launch(None, _pointer(workspace))))
+        error = function(*arguments, c_void_p(_pointer(workspace)), None)
         if error != 0:
             message = self.library.cgc_cuda_error
             message.restype = ctypes.c_char_p

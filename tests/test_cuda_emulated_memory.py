@@ -56,6 +56,21 @@ def test_columns_that_do_not_divide_a_block(watched, weighting):
         watched.emulator.assert_clean()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pooled_gradients_need_no_alignment(watched, layout):
+    """They are read and written one by one; beside them the features still move in vectors of 16 bytes."""
+    features, gradients = case_of(2, 64, (4, 4), "pooled", layout).to(torch.float32).views[:2]
+    shifted = torch.empty(gradients.numel() + 1)[1:].view_as(gradients).copy_(gradients)
+    assert features.data_ptr() % 16 == 0 != shifted.data_ptr() % 16
+    with watched.running() as kernels:
+        heatmaps, _ = kernels.cam(features, shifted, False)
+        assert watched.emulator.loads("features").requested == 16 * watched.emulator.loads("features").lanes
+        watched.emulator.setup()
+        kernels.cam_backward(torch.ones_like(heatmaps), heatmaps, features, shifted, True, True)
+        assert watched.emulator.loads("features").requested == 16 * watched.emulator.loads("features").lanes
+        watched.emulator.assert_clean()
+
+
 def traffic(watched, case):
     """Bytes that move, and the traffic of the features, of the forward and of the backward."""
     emulator, found = watched.emulator, []

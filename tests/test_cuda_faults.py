@@ -19,7 +19,7 @@ RESAMPLE, RESAMPLE_FORWARD = (f"csrc/cuda/resample.{kind}" for kind in ("cuh", "
 CONTRAST, CONTRAST_FORWARD, CONTRAST_BACKWARD = (
     f"csrc/cuda/{name}" for name in ("contrast.cuh", "contrast.cu", "cgc_backward.cu")
 )
-PLATFORM, LAUNCH = (f"csrc/cuda/{name}.cuh" for name in ("platform", "launch"))
+PLATFORM = "csrc/cuda/platform.cuh"
 LEAN = [
     (
         DISPATCH,
@@ -32,7 +32,7 @@ LEAN = [
 LEAN += [
     (DISPATCH, "  if (call.features_type == Type::float64) return visit(double{}, double{}, double{});\n", ""),
     (DISPATCH, "return float64 ? visit(double{}) : visit(float{});", "(void)float64;\n  return visit(float{});"),
-    (RESAMPLE, "    if (call.float64) return with_entries(ResampleTypes<double, double, double>{}, warps);\n", ""),
+    (RESAMPLE, "    if (call.float64) return with_entries(double{}, double{}, double{}, warps);\n", ""),
     (
         RESAMPLE,
         "return call.inverses == nullptr ? with_states(std::false_type{}) : with_states(std::true_type{});",
@@ -75,7 +75,7 @@ FAULTS = {
         "part.sample * call.splits + part.split / 2",
     ),
     "tail unmasked": (CONTRAST_FORWARD, "other < batch && other != row + row_of(i)", "other != row + row_of(i)"),
-    "read past the end": (FLAT, "if (at >= vectors) continue;", "if (at > vectors) continue;"),
+    "read past the end": (FLAT, "if (at >= vectors) return;", "if (at > vectors) return;"),
     "update lost": (PLATFORM, "scratch[warp() * count + i] = values[i];", "scratch[i] += values[i];"),
     "wrong lane in a shuffle": (
         PLATFORM,
@@ -89,9 +89,10 @@ FAULTS = {
     ),
     "a product of halves left out": (PLATFORM, "  simt::mma_tf32(c, a_low, b_high);\n", ""),
     "no order between launches": (
-        LAUNCH,
-        "SIMT_LAUNCH_DEPENDENT(kernel, grid, block_threads, bytes, launch_.stream, call)",
-        "SIMT_LAUNCH(kernel, grid, block_threads, bytes, static_cast<char*>(launch_.stream) + 1, call)",
+        PLATFORM,
+        "simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call)",
+        "simt::launch(false, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), "
+        "static_cast<char*>(stream_) + int(started_), call)",
     ),
     "shared memory not initialised": (FLAT, "{ map[p] = 0; }", "{ (void)p; }"),
     "ticket without a barrier": (CONTRAST_FORWARD, "  __syncthreads();\n  unsigned* last", "  unsigned* last"),

@@ -2,18 +2,20 @@
 // channels, `split_channels` each. How many is a function of the call alone, never of the device.
 #pragma once
 
-#include "launch.cuh"
+#include <numeric>
+
+#include "platform.cuh"
 
 namespace cgc::CGC_ISA {
 
 constexpr int most_channels = 1024;  // of a block, whose weights lie in shared memory
 
+// Rows, or vectors, that a thread loads at once: elementwise 4 to 8 loads of 16 bytes, which fit its registers.
+template <class A, class G, int V, bool elementwise, int pooled>
+constexpr int together = elementwise ? (V > 1 && sizeof(G) > sizeof(A) ? 2 : 4) : pooled;
+
 // A contiguous sample is one flat array [C * P]: vectors of v elements meet the same positions again every so many.
-inline int flat_period(int positions, int v) {
-  int divisor = v;  // the greatest common one: v is a power of two
-  while (positions % divisor != 0) divisor /= 2;
-  return positions / divisor;
-}
+inline int flat_period(int positions, int v) { return positions / std::gcd(positions, v); }
 
 // Of either direction; the other's pointers are null.
 template <class A, class G>
@@ -62,12 +64,6 @@ struct CamPart {
   }
 };
 
-// Lets the successor start, and waits for the predecessor where it follows on its results.
-__device__ __forceinline__ void release_and_follow(bool follows) {
-  simt::release_successor();
-  if (follows) simt::wait_for_predecessor();
-}
-
 // The gradient before the ReLU of the block's map, [positions], and again from its start for `more` elements.
 template <class A, class G, class Acc>
 __device__ __forceinline__ void load_gradient(const CamCall<A, G>& call, const CamPart<A, G>& part, int more, Acc* to) {
@@ -85,9 +81,39 @@ __device__ __forceinline__ void load_gradient(const CamCall<A, G>& call, const C
 template <int V, class Acc, class From, class To>
 __device__ __forceinline__ void multiply(const Acc (&by)[V], const Pack<From, V>& values, bool wanted, To* to) {
   Acc product[V];
-#pragma unroll
-  for (int k = 0; k < V; ++k) product[k] = by[k] * values.at(k);
+  unrolled<V>([&](int k) { product[k] = by[k] * values.at(k); });
   if (wanted) write<V>(to, product);
+}
+
+// ---- What it leaves to the next stage
+
+// What stage cam leaves to the next: sums over the channels of every split.
+struct Heatmaps {
+  const void* sums[2];  // of each view acc [B, splits, P]; with one split the heatmaps
+  void* heatmaps[2];    // acc [B, P], written where there are several
+  int splits, positions;
+};
+
+// One number of the heatmaps of `views` views; of several splits they are written, too.
+template <int views, class Acc>
+__device__ __forceinline__ void finish_heatmaps(const Heatmaps& from, index_t sample, int p, Acc (&heatmaps)[views]) {
+  constexpr int together = 4;  // loads of a view
+  for (Acc& heatmap : heatmaps) heatmap = 0;
+#pragma unroll 1
+  for (int first = 0; first < from.splits; first += together) {
+    Acc parts[views][together];
+    unrolled<views * together>([&](int i) {
+      const int view = i / together, split = first + i % together;
+      const Acc* sums = static_cast<const Acc*>(from.sums[view]) + (sample * from.splits + split) * from.positions + p;
+      parts[view][i % together] = split < from.splits ? simt::gld(sums) : Acc(0);
+    });
+    unrolled<views * together>([&](int i) { heatmaps[i / together] += parts[i / together][i % together]; });
+  }
+  if (from.splits == 1) return;
+  unrolled<views>([&](int view) {
+    heatmaps[view] = relu(heatmaps[view]);
+    simt::gst(static_cast<Acc*>(from.heatmaps[view]) + sample * from.positions + p, heatmaps[view]);
+  });
 }
 
 // ---- Launching, in cam.cu
@@ -100,7 +126,6 @@ int start_cam(void (*kernel)(CamCall<A, G>), const CamCall<A, G>& call, index_t 
 
 // `views` have one shape, but may differ in their memory format.
 Heatmaps launch_cam(const Cam* views, int count, Stream& stream);
-int launch_heatmaps(const Cam& call, Stream& stream);  // the same of one view, finished
 int launch_cam_backward(const CamBackward* views, int count, Stream& stream);
 
 }  // namespace cgc::CGC_ISA

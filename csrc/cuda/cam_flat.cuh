@@ -10,7 +10,6 @@ namespace cgc::CGC_ISA {
 template <int V, class Acc>
 __device__ __forceinline__ void fold_positions(const Acc* tile, int start, int width, int positions, Acc* map) {
   constexpr int lanes = 4;
-#pragma unroll 1
   for (int base = 0; base < positions; base += block_threads / lanes) {
     const int p = base + thread() / lanes, offset = p - start + (p < start ? positions : 0);
     Acc sum = 0;
@@ -29,51 +28,45 @@ __device__ __forceinline__ void fold_positions(const Acc* tile, int start, int w
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_flat(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int unroll = elementwise ? together<A, G, V, true> : 6;
+  constexpr int loads = together<A, G, V, elementwise, 6>;
   SIMT_DYN_SHARED(Acc, tile);
   Acc *map = tile + V * block_threads, *weights = map + call.positions;
   const CamPart<A, G> part(call, false, elementwise, call.positions);
   const int positions = call.positions, vectors = part.channels * positions / V, turn = call.turn;
-  Pack<A, V> a[unroll];
-  Pack<G, V> g[elementwise ? unroll : 1];
+  Pack<A, V> a[loads];
+  Pack<G, V> g[elementwise ? loads : 1];
   const auto fetch = [&](int v) {
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int at = v + u * turn;
-      if (at >= vectors) continue;
+      if (at >= vectors) return;
       a[u] = read<V>(element(part.features, at * V));
       if constexpr (elementwise) g[u] = read<V>(element(part.gradients, at * V));
-    }
+    });
   };
   if (thread() < turn) fetch(thread());  // on their way while the weights arrive
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   each(positions, [&](int p) { map[p] = 0; });
   if constexpr (!elementwise) each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
   __syncthreads();
-#pragma unroll 1
   for (int piece = 0; piece < turn; piece += block_threads) {
     const int width = minimum(block_threads, turn - piece), column = piece + thread();
     Acc sums[V] = {};
     int ahead[V];  // channels from the first one of a turn to that of an element
-#pragma unroll
-    for (int k = 0; k < V; ++k) ahead[k] = call.by_positions.quotient(column * V + k);
-#pragma unroll 1
+    unrolled<V>([&](int k) { ahead[k] = call.by_positions.quotient(column * V + k); });
     for (int v = column, channel = 0; thread() < width && v < vectors;
-         v += unroll * turn, channel += unroll * call.turn_channels) {
+         v += loads * turn, channel += loads * call.turn_channels) {
       if (v != thread()) fetch(v);
-#pragma unroll
-      for (int u = 0; u < unroll; ++u) {
-        if (v + u * turn >= vectors) continue;
-#pragma unroll
-        for (int k = 0; k < V; ++k) {
+      unrolled<loads>([&](int u) {
+        if (v + u * turn >= vectors) return;
+        unrolled<V>([&](int k) {
           sums[k] +=
               (elementwise ? g[elementwise ? u : 0].at(k) : weights[channel + u * call.turn_channels + ahead[k]]) *
               a[u].at(k);
-        }
-      }
+        });
+      });
     }
-#pragma unroll
-    for (int k = 0; k < V; ++k) tile[k * block_threads + thread()] = sums[k];
+    unrolled<V>([&](int k) { tile[k * block_threads + thread()] = sums[k]; });
     __syncthreads();
     fold_positions<V>(tile, call.by_positions.remainder(piece * V), width, positions, map);
     __syncthreads();
@@ -119,24 +112,20 @@ __device__ __forceinline__ VectorSums<Acc> add_channels(const Acc (&grad)[V], co
                                                         int left, Acc (&product)[V]) {
   const Acc near = weights[0], far = weights[1];
   VectorSums<Acc> sums{};
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
+  unrolled<V>([&](int k) {
     const bool mine = k < left;
     product[k] = grad[k] * (mine ? near : far);
     if (mine) sums.below += grad[k] * a.at(k);
     if (!mine) sums.above += grad[k] * a.at(k);
-  }
+  });
   return sums;
 }
-
-template <class A, class G, int V, bool elementwise>
-constexpr int vectors_together = elementwise ? together<A, G, V, true> : 7;
 
 // A thread takes several vectors of V elements at once. V is at most P unless elementwise.
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int unroll = vectors_together<A, G, V, elementwise>;
+  constexpr int loads = together<A, G, V, elementwise, 7>;
   const int positions = call.positions, turn = call.turn;
   SIMT_DYN_SHARED(VectorSums<Acc>, sums);                              // [turn]; of elementwise none
   Acc* map = reinterpret_cast<Acc*>(sums + (elementwise ? 0 : turn));  // [P + V], the map and its start again
@@ -144,37 +133,34 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
   const CamPart<A, G> part(call, true, elementwise, positions);
   const int vectors = part.channels * positions / V;
   const int end_features = part.wants_features ? vectors : 0, end_gradients = part.wants_gradients ? vectors : 0;
-  Pack<A, V> a[unroll] = {};
-  Pack<G, V> g[elementwise ? unroll : 1];
+  Pack<A, V> a[loads] = {};
+  Pack<G, V> g[elementwise ? loads : 1];
   const auto fetch = [&](int base) {
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int local = thread() + u * block_threads, at = base + local;
-      if (local >= turn) continue;
+      if (local >= turn) return;
       if (at < end_gradients) a[u] = read<V>(element(part.features, at * V));
       if (elementwise && at < end_features) g[elementwise ? u : 0] = read<V>(element(part.gradients, at * V));
-    }
+    });
   };
   fetch(0);  // inputs, which no kernel before this one writes
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if (!elementwise && part.wants_features) {
     each(part.channels + 1,
          [&](int c) { weights[c] = c < part.channels ? Acc(simt::gld(part.gradients + c)) : Acc(0); });
   }
   load_gradient(call, part, V, map);
   __syncthreads();
-#pragma unroll 1
   for (int base = 0, first = 0; base < vectors; base += turn, first += call.turn_channels) {
     if (base != 0) fetch(base);
     const int count = minimum(turn, vectors - base);
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int local = thread() + u * block_threads, at = base + local;
-      if (local >= count) continue;
+      if (local >= count) return;
       const int ahead = call.by_positions.quotient(local * V), position = local * V - ahead * positions;
       Acc grad[V], product[V];
-#pragma unroll
-      for (int k = 0; k < V; ++k) grad[k] = map[position + k];
+      unrolled<V>([&](int k) { grad[k] = map[position + k]; });
       if constexpr (elementwise) {
         multiply<V>(grad, g[u], at < end_features, element(part.to_features, at * V));
         multiply<V>(grad, a[u], at < end_gradients, element(part.to_gradients, at * V));
@@ -182,7 +168,7 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
         sums[local] = add_channels(grad, a[u], weights + first + ahead, positions - position, product);
         if (at < end_features) write<V>(element(part.to_features, at * V), product);
       }
-    }
+    });
     if (elementwise || !part.wants_gradients) continue;
     __syncthreads();
     write_sums<V>(sums, positions, minimum(call.turn_channels, part.channels - first), part.to_gradients + first);
@@ -193,9 +179,8 @@ __global__ void __launch_bounds__(block_threads, 4) cam_flat_backward(const __gr
 
 template <int V, bool elementwise, class A, class G>
 int launch_cam_flat_backward(CamCall<A, G> call, Stream& stream) {
-  constexpr int most = block_threads * vectors_together<A, G, V, elementwise>;
-  int unit =
-      flat_period(call.positions, V);  // doubled until the sums of a turn fill whole sectors, as far as that fits
+  constexpr int most = block_threads * together<A, G, V, elementwise, 7>;
+  int unit = flat_period(call.positions, V);  // doubled until the sums of a turn fill sectors, as far as that fits
   while (unit * V / call.positions * int(sizeof(G)) % 32 != 0 && 2 * unit <= most) unit *= 2;
   call.turn = most / unit * unit;
   call.turn_channels = call.turn * V / call.positions;

@@ -8,7 +8,8 @@ namespace cgc::CGC_ISA {
 // Rows that a warp takes at once: with seven of 16 bytes a thread's registers are full, and a map of 7 x 7 is seven
 // rows for each warp.
 template <class A, class G, int V, bool elementwise>
-constexpr int rows_together = elementwise || sizeof(A) == 8 ? together<A, G, V, elementwise> : 7;
+constexpr int rows_together = together < A,
+              G, V, elementwise, sizeof(A) == 8 ? 4 : 7 > ;
 
 // A warp takes a share of the positions, some of them at a time; its lanes take neighbouring channels.
 template <class A, class G, int V, bool elementwise>
@@ -32,13 +33,13 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows(const __grid_consta
     }
   };
   fetch(begin, first);  // on their way while the weights arrive
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if constexpr (!elementwise) {
     each(part.channels, [&](int c) { weights[c] = Acc(simt::gld(part.gradients + c)); });
     __syncthreads();
   }
   Acc* to = call.sums[part.view] + rows_before(part.sample * call.splits + part.split, call.positions);
-#pragma unroll 1
   for (int p = begin; p < end; p += call.row_step) {
     Acc sums[numbers] = {};
 #pragma unroll 1
@@ -46,12 +47,11 @@ __global__ void __launch_bounds__(block_threads, 4) cam_rows(const __grid_consta
       if (p != begin || channel != first) fetch(p, channel);
       Pack<Acc, V> weight;
       if constexpr (!elementwise) weight = *reinterpret_cast<const Pack<Acc, V>*>(weights + channel);
-#pragma unroll
-      for (int k = 0; k < V; ++k) {
+      unrolled<V>([&](int k) {
 #pragma unroll
         for (int u = 0; u < rows; ++u)
           sums[u] += (elementwise ? g[elementwise ? u : 0].at(k) : weight.at(k)) * a[u].at(k);
-      }
+      });
     }
     const Acc sum = warp_sums(sums);
     const int u = lane() * numbers / warp_threads;
@@ -75,13 +75,11 @@ constexpr int sums_row = warp_threads + 1;  // odd: no bank conflicts
 // Sums of V neighbouring channels by every thread, over the block's warps, written. tile: shared, [warps, V, sums_row].
 template <int V, class Acc, class G>
 __device__ __forceinline__ void write_row_sums(const Acc (&sums)[V], int channels, Acc* tile, G* to) {
-#pragma unroll
-  for (int k = 0; k < V; ++k) tile[(warp() * V + k) * sums_row + lane()] = sums[k];
+  unrolled<V>([&](int k) { tile[(warp() * V + k) * sums_row + lane()] = sums[k]; });
   __syncthreads();
   each(channels, [&](int i) {
     Acc sum = 0;
-#pragma unroll
-    for (int w = 0; w < block_warps; ++w) sum += tile[(w * V + i % V) * sums_row + i / V];
+    unrolled<block_warps>([&](int w) { sum += tile[(w * V + i % V) * sums_row + i / V]; });
     simt::gst(to + i, G(sum));
   });
 }
@@ -90,54 +88,50 @@ __device__ __forceinline__ void write_row_sums(const Acc (&sums)[V], int channel
 template <class A, class G, int V, bool elementwise>
 __global__ void __launch_bounds__(block_threads, 4) cam_rows_backward(const __grid_constant__ CamCall<A, G> call) {
   using Acc = acc_t<A>;
-  constexpr int unroll = elementwise ? minimum(together<A, G, V, true>, 3) : 7;
+  constexpr int loads = minimum(together<A, G, V, elementwise, 7>, elementwise ? 3 : 7);
   SIMT_DYN_SHARED(Acc, map);         // [P]
   Acc* tile = map + call.positions;  // the weights [32 V], then sums
   const int stride = call.channels, first = lane() * V;
   const CamPart<A, G> part(call, true, elementwise, 1);
   const int end = first < part.channels ? call.positions : 0;
   const int end_features = part.wants_features ? end : 0, end_gradients = part.wants_gradients ? end : 0;
-  Pack<A, V> a[unroll];
-  Pack<G, V> g[elementwise ? unroll : 1];
+  Pack<A, V> a[loads];
+  Pack<G, V> g[elementwise ? loads : 1];
   const auto fetch = [&](int p) {
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    unrolled<loads>([&](int u) {
       const int at = p + u * block_warps;
       if (!elementwise) a[u] = {};
       if (at < end_gradients) a[u] = read<V>(element(part.features, at * stride + first));
       if (elementwise && at < end_features)
         g[elementwise ? u : 0] = read<V>(element(part.gradients, at * stride + first));
-    }
+    });
   };
   fetch(warp());  // inputs, which no kernel before this one writes
-  release_and_follow(call.follows);
+  simt::release_successor();
+  if (call.follows) simt::wait_for_predecessor();
   if (!elementwise && part.wants_features)
     each(part.channels, [&](int c) { tile[c] = Acc(simt::gld(part.gradients + c)); });
   load_gradient(call, part, 0, map);
   __syncthreads();
   Acc sums[V] = {}, weight[V];
-#pragma unroll
-  for (int k = 0; k < V; ++k) weight[k] = elementwise ? Acc(0) : tile[first + k];
-#pragma unroll 1
-  for (int p = warp(); p < end; p += unroll * block_warps) {
+  unrolled<V>([&](int k) { weight[k] = elementwise ? Acc(0) : tile[first + k]; });
+  for (int p = warp(); p < end; p += loads * block_warps) {
     if (p != warp()) fetch(p);
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < loads; ++u) {
       const int at = p + u * block_warps;
       if (elementwise && at >= end) continue;
       const Acc grad = at < end ? map[at] : Acc(0);
       Acc product[V];
       if constexpr (elementwise) {
-#pragma unroll
-        for (int k = 0; k < V; ++k) product[k] = grad;
+        unrolled<V>([&](int k) { product[k] = grad; });
         multiply<V>(product, a[u], at < end_gradients, element(part.to_gradients, at * stride + first));
         multiply<V>(product, g[u], at < end_features, element(part.to_features, at * stride + first));
       } else {
-#pragma unroll
-        for (int k = 0; k < V; ++k) {
+        unrolled<V>([&](int k) {
           product[k] = grad * weight[k];
           sums[k] += grad * a[u].at(k);
-        }
+        });
         if (at < end_features) write<V>(element(part.to_features, at * stride + first), product);
       }
     }

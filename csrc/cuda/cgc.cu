@@ -1,4 +1,4 @@
-// The three stages forward, four kernels for the released objective; and the entries of all calls but its backward.
+// The three stages forward, four kernels for the released objective; and the entries of the calls of one stage.
 #include "cam.cuh"
 #include "contrast.cuh"
 #include "resample.cuh"
@@ -7,40 +7,23 @@ namespace cgc {
 
 using namespace CGC_ISA;
 
-int launch(const Launch& launch, const Cam& call) {
-  Stream stream(launch);
-  return launch_heatmaps(call, stream);
-}
+int launch(const CamBackward& call, Stream& stream) { return launch_cam_backward(&call, 1, stream); }
 
-int launch(const Launch& launch, const CamBackward& call) {
-  Stream stream(launch);
-  return launch_cam_backward(&call, 1, stream);
-}
-
-int launch(const Launch& launch, const Resample& call) {
-  Stream stream(launch);
+int launch(const Resample& call, Stream& stream) {
   const void* matrices = launch_crop_matrices(call, stream);
   const Heatmaps heatmaps{{call.heatmaps, call.aug_heatmaps}, {}, 1, int(call.height * call.width)};
   return launch_resample(call, heatmaps, matrices, nullptr, stream);
 }
 
-int launch(const Launch& launch, const ResampleBackward& call) {
-  Stream stream(launch);
+int launch(const ResampleBackward& call, Stream& stream) {
   return launch_resample_backward(call, launch_crop_matrices(call.forward, stream), {}, false, stream);
 }
 
-int launch(const Launch& launch, const Contrast& call, const Scalar& loss) {
-  Stream stream(launch);
-  return launch_contrast({call, loss}, stream);
-}
+int launch(const Contrast& call, const Scalar& loss, Stream& stream) { return launch_contrast({call, loss}, stream); }
 
-int launch(const Launch& launch, const ContrastBackward& call) {
-  Stream stream(launch);
-  return launch_contrast_backward(call, stream);
-}
+int launch(const ContrastBackward& call, Stream& stream) { return launch_contrast_backward(call, stream); }
 
-int launch(const Launch& launch, const Cgc& call, const Scalar& loss) {
-  Stream stream(launch);
+int launch(const Cgc& call, const Scalar& loss, Stream& stream) {
   const Resample& resample = call.resample;
   auto* counter = static_cast<unsigned*>(stream.take(sizeof(unsigned)));
   const void* matrices = launch_crop_matrices(resample, stream);
@@ -49,14 +32,6 @@ int launch(const Launch& launch, const Cgc& call, const Scalar& loss) {
   return launch_contrast({call.contrast, loss, resample.objective, call.consistency, pixels, counter}, stream);
 }
 
-const char* launch_error([[maybe_unused]] int code) {
-#ifdef __CUDACC__
-  return cudaGetErrorString(cudaError_t(code));
-#else
-  return "the emulator refused the launch, or it did not end";
-#endif
-}
-
-int largest_map_side() { return largest_side; }
+const char* launch_error(int code) { return simt::error_text(code); }
 
 }  // namespace cgc

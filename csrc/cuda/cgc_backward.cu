@@ -5,7 +5,6 @@
 #include "resample_gradient.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 // Numbers of one sample, as its softmax needs them; what lies outside the batch has no weight.
 template <class Acc>
@@ -66,23 +65,20 @@ __device__ __forceinline__ void row_gradients(const ContrastBackward& call, cons
 // visit(row of the tile, element, gradient) for what this lane holds of the gradients.
 template <int slices, class Acc, class F>
 __device__ __forceinline__ void each_gradient(const Acc (&grads)[slices][4], int length, F&& visit) {
-#pragma unroll
-  for (int s = 0; s < slices; ++s) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+  unrolled<slices>([&](int s) {
+    unrolled<4>([&](int i) {
       if (s * slice + column_of(i) < length) visit(row_of(i), s * slice + column_of(i), grads[s][i]);
-    }
-  }
+    });
+  });
 }
 
 // Sums over the tile's columns of a part for each lane, [16], in shared memory after the next barrier but one.
 template <class Acc>
 __device__ __forceinline__ void sum_others(Acc (&others)[2], Acc* parts, Acc* to) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  unrolled<2>([&](int half) {
     const Acc sum = warp_sum(others[half], 4);
     if (fragment_column() == 0) parts[warp() * tile_rows + fragment_row() + 8 * half] = sum;
-  }
+  });
   __syncthreads();
   each(tile_rows, [&](int r) {
     Acc sum = 0;
@@ -118,8 +114,6 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_backward(const __gr
   simt::wait_for_predecessor();  // which has written nothing of what is read here
 }
 
-}  // namespace
-
 int launch_contrast_backward(const ContrastBackward& call, Stream& stream) {
   return with_contrast_types(call.forward, [&](auto acc, auto slices) {
     using Acc = decltype(acc);
@@ -129,8 +123,6 @@ int launch_contrast_backward(const ContrastBackward& call, Stream& stream) {
 }
 
 // ---- With resample backward
-
-namespace {
 
 constexpr index_t most_fused_positions = 256;
 
@@ -144,7 +136,6 @@ template <class Real>
 __device__ __forceinline__ void cell_sums(const Resample& call, const MapShape& shape, Real* sums) {
   constexpr int lanes = 16;  // that share a cell
   const int cells = shape.height + shape.width;
-#pragma unroll 1
   for (int base = 0; base < cells; base += block_threads / lanes) {
     const int i = minimum(base + thread() / lanes, cells - 1), cell = i < shape.height ? i : i - shape.height;
     const CropAxis axis{int(i < shape.height ? call.size_h : call.size_w),
@@ -179,7 +170,7 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
   cell_sums(resample, shape, sums);
   __syncthreads();
   constexpr int entries = slices * slice / warp_threads;
-  SampleGradient<ResampleTypes<Acc, Acc, Acc>, warp_threads, entries> gradient(resample, shape, sums, nullptr);
+  SampleGradient<Acc, Acc, Acc, warp_threads, entries> gradient(resample, shape, sums, nullptr);
   if (slices == 1) gradient.load(sample);  // on its way; more would take too many registers
   simt::wait_for_predecessor();
   simt::release_successor();
@@ -199,8 +190,12 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
   if (row + mine < batch) gradient.write(call.resample);
 }
 
+}  // namespace cgc::CGC_ISA
+
 // The gradients of the heatmaps, and, where a kernel hands them on, of rows, keys and positives lie in the workspace.
-int launch_cgc_backward(CgcBackward call, Stream& stream) {
+int cgc::launch(const CgcBackward& given, Stream& stream) {
+  using namespace CGC_ISA;
+  CgcBackward call = given;
   const Resample& forward = call.resample.forward;
   const index_t positions = forward.height * forward.width;
   const index_t bytes = forward.batch * positions * (forward.float64 ? 8 : 4);
@@ -230,12 +225,4 @@ int launch_cgc_backward(CgcBackward call, Stream& stream) {
     launch_resample_backward(call.resample, matrices, positive, true, stream);
   }
   return launch_cam_backward(call.views, 2, stream);
-}
-
-}  // namespace
-}  // namespace cgc::CGC_ISA
-
-int cgc::launch(const Launch& launch, const CgcBackward& call) {
-  CGC_ISA::Stream stream(launch);
-  return CGC_ISA::launch_cgc_backward(call, stream);
 }

@@ -3,7 +3,6 @@
 #include "contrast.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 // log of a sum of exponentials, 1 among them, as far as it has been added up.
 template <class Acc>
@@ -44,15 +43,14 @@ __device__ __forceinline__ void write_rows(const ContrastForward& phase, int row
                                            Acc* memory) {
   auto* parts = reinterpret_cast<LogSum<Acc>*>(memory);  // [warps, 16], in the place of the tiles
   __syncthreads();
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  unrolled<2>([&](int half) {
 #pragma unroll
     for (int distance = 1; distance < 4; distance *= 2) {
       const Acc largest = __shfl_xor_sync(all_lanes, sums[half].largest, distance);
       sums[half].merge({largest, __shfl_xor_sync(all_lanes, sums[half].others, distance)});
     }
     if (fragment_column() == 0) parts[warp() * tile_rows + row_of(2 * half)] = sums[half];
-  }
+  });
   __syncthreads();
   each(minimum(tile_rows, int(phase.call.count) - row), [&](int r) {
     const auto total = LogSum<Acc>::of(block_warps, [&](int w) { return parts[w * tile_rows + r]; });
@@ -111,11 +109,10 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_forward(const __gri
   for (int column = begin; column < end; column += tile_columns) {
     Acc c[4] = {};
     similarities<Acc, one_slice>(sides, row, column, column == begin, tiles, c);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    unrolled<4>([&](int i) {
       const int other = column + column_of(i);
       if (other < batch && other != row + row_of(i)) sums[i / 2].add((c[i] - positives[i / 2]) * inverse);
-    }
+    });
   }
   write_rows(phase, row - int(call.first), split, sums, memory);
   if (phase.counter == nullptr) return;
@@ -134,8 +131,6 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_loss(const __grid_c
   simt::release_successor();
   finish_loss<Acc>(phase, scratch);
 }
-
-}  // namespace
 
 int launch_contrast(ContrastForward phase, Stream& stream) {
   const Contrast& call = phase.call;

@@ -2,7 +2,7 @@
 // columns at a time, eight for each warp; rows and columns come in slices of 64 elements. [B, B] is never stored.
 #pragma once
 
-#include "launch.cuh"
+#include "platform.cuh"
 
 namespace cgc::CGC_ISA {
 
@@ -30,15 +30,13 @@ struct SliceLoads {
   __device__ __forceinline__ void start(const void* values, int first, int depth, int batch, int length) {
     const int k = depth + thread() % slice, row = first + thread() / slice;
     const Acc* from = static_cast<const Acc*>(values) + index_t(row) * length + k;
-#pragma unroll
-    for (int i = 0; i < numbers; ++i) {
+    unrolled<numbers>([&](int i) {
       value[i] = k < length && row + i * step < batch ? simt::gld(element(from, i * step * length)) : Acc(0);
-    }
+    });
   }
   __device__ __forceinline__ void finish(Acc* tile) const {
     Acc* to = tile + thread() / slice * tile_stride + thread() % slice;
-#pragma unroll
-    for (int i = 0; i < numbers; ++i) to[i * step * tile_stride] = value[i];
+    unrolled<numbers>([&](int i) { to[i * step * tile_stride] = value[i]; });
   }
 };
 

@@ -2,8 +2,6 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <optional>
-
 #include "../common/operators.h"
 #include "launch.h"
 
@@ -23,7 +21,7 @@ class Cuda {
   // The kernels index samples by int and the bytes of one by 32 bits.
   static void check_sizes(Index batch, Index channels, Index height, Index width) {
     constexpr Index largest_sample = Index(1) << 28;
-    const Index side = largest_map_side();
+    constexpr Index side = largest_map_side;
     STD_TORCH_CHECK(height <= side && width <= side, "maps must be at most ", side, " x ", side,
                     " for backend 'cuda', got ", height, " x ", width, ": use backend='torch'");
     STD_TORCH_CHECK(batch <= largest_int / 2 && channels <= largest_sample / (height * width), "B must be at most ",
@@ -32,7 +30,7 @@ class Cuda {
   }
 
   static void check_rows(Index batch, Index length) {
-    const Index side = largest_map_side();
+    constexpr Index side = largest_map_side;
     STD_TORCH_CHECK(batch <= largest_int / 2 && length <= side * side, "rows must be at most ", largest_int / 2, " x ",
                     side * side, " for backend 'cuda', got ", batch, " x ", length, ": use backend='torch'");
   }
@@ -41,14 +39,13 @@ class Cuda {
 
   template <class... Calls>
   void run(const Calls&... calls) const {
-    std::optional<Tensor> workspace;
-    Index bytes = 0;
-    Launch how{nullptr, nullptr, &bytes};
-    launch(how, calls...);
-    if (bytes > 0) workspace.emplace(make(tensor_, {bytes}, ScalarType::Byte));
-    how = {nullptr, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, nullptr};
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &how.stream));
-    const int error = launch(how, calls...);
+    Stream plan;
+    launch(calls..., plan);
+    Tensor workspace = make(tensor_, {plan.taken()}, ScalarType::Byte);
+    void* current = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &current));
+    Stream stream(current, workspace.mutable_data_ptr());
+    const int error = launch(calls..., stream);
     STD_TORCH_CHECK(error == 0, "CUDA kernel launch failed: ", launch_error(error));
   }
 

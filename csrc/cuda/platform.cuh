@@ -1,22 +1,19 @@
-// What every kernel of this folder needs: threads, storage types, vectors of 16 bytes, sums, products of tiles.
+// What every kernel of this folder needs: threads, storage types, vectors, sums, products of tiles, launches.
 //
 // Kernels take one structure by value and run in blocks of 256 threads. All shared memory is dynamic. Whatever a kernel
 // reads or writes of its predecessor's comes after simt::wait_for_predecessor(); each calls it at its end at the
 // latest, so that who waits for a kernel has waited for all before it.
 #pragma once
 
-#ifndef CGC_ISA
 #define CGC_ISA cuda
-#endif
 
-#include <cstring>
 #include <type_traits>
 
-#include "../common/calls.h"
 #include "../common/dispatch.h"
 #include "../common/gradients.h"
 #include "../common/loss.h"
 #include "../common/platform.h"
+#include "launch.h"
 #include "simt.h"
 
 namespace cgc::CGC_ISA {
@@ -25,7 +22,6 @@ using bfloat16 = __nv_bfloat16;
 using float16 = __half;
 
 constexpr int block_threads = 256, warp_threads = 32, block_warps = block_threads / warp_threads;
-constexpr int largest_side = 32, largest_map = largest_side * largest_side;
 constexpr unsigned all_lanes = 0xffffffffu;
 
 __device__ __forceinline__ int thread() { return int(threadIdx.x); }
@@ -63,6 +59,13 @@ __device__ __forceinline__ void each(int count, F&& visit) {
   for (int i = thread(); i < count; i += block_threads) visit(i);
 }
 
+// visit(i) for every i in [0, count), known when compiled: what it indexes stays in registers.
+template <int count, class F>
+__device__ __forceinline__ void unrolled(F&& visit) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) visit(i);
+}
+
 // ---- Storage types, computed with in float or double
 
 template <class T>
@@ -96,12 +99,9 @@ struct alignas(16) Pack {
 
   // Rounded to nearest; the narrow types in pairs, which takes one instruction.
   __device__ __forceinline__ void set(const acc_t<T> (&x)[V]) {
-#pragma unroll
-    for (int i = 0; i < int(sizeof(word) / 4); ++i) {
-      if constexpr (sizeof(T) == 8) {
-        word[i] = unsigned((unsigned long long)(__double_as_longlong(x[i / 2])) >> (i % 2 * 32));
-      } else if constexpr (sizeof(T) == 4) {
-        word[i] = __float_as_uint(x[i]);
+    unrolled<int(sizeof(word) / 4)>([&](int i) {
+      if constexpr (sizeof(T) >= 4) {
+        word[i] = reinterpret_cast<const unsigned*>(x)[i];
       } else if constexpr (std::is_same_v<T, bfloat16>) {
         const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
         word[i] = reinterpret_cast<const unsigned&>(pair);
@@ -109,7 +109,7 @@ struct alignas(16) Pack {
         const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
         word[i] = reinterpret_cast<const unsigned&>(pair);
       }
-    }
+    });
   }
 };
 template <class T>
@@ -123,14 +123,12 @@ struct Pack<T, 1> {
 template <int V, class T>
 __device__ __forceinline__ Pack<T, V> read(const T* from) {
   if constexpr (V == 1) {
-    return {simt::gld_stream(from)};
+    return {simt::gld(from)};
   } else {
     Pack<T, V> pack;
-#pragma unroll
-    for (int i = 0; i < int(sizeof(pack) / 16); ++i) {
-      const uint4 words = simt::gld_stream(reinterpret_cast<const uint4*>(from) + i);
-      std::memcpy(pack.word + 4 * i, &words, 16);
-    }
+    unrolled<int(sizeof(pack) / 16)>([&](int i) {
+      reinterpret_cast<uint4*>(pack.word)[i] = simt::gld_stream(reinterpret_cast<const uint4*>(from) + i);
+    });
     return pack;
   }
 }
@@ -142,18 +140,11 @@ __device__ __forceinline__ void write(T* to, const acc_t<T> (&x)[V]) {
   } else {
     Pack<T, V> pack;
     pack.set(x);
-#pragma unroll
-    for (int i = 0; i < int(sizeof(pack) / 16); ++i) {
-      const unsigned* word = pack.word + 4 * i;
-      simt::gst_stream(reinterpret_cast<uint4*>(to) + i, make_uint4(word[0], word[1], word[2], word[3]));
-    }
+    unrolled<int(sizeof(pack) / 16)>([&](int i) {
+      simt::gst_stream(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(pack.word)[i]);
+    });
   }
 }
-
-// Rows of channels, or vectors of a flat array, that a thread takes at once so that 4 to 8 loads of 16 bytes are in
-// flight and fit its registers.
-template <class A, class G, int V, bool elementwise>
-constexpr int together = V > 1 && elementwise && sizeof(G) > sizeof(A) ? 2 : 4;
 
 // ---- Sums in a fixed order
 
@@ -187,18 +178,15 @@ __device__ __forceinline__ T warp_sums(T (&values)[count]) {
 // Over the block, for every thread. scratch: shared, [warps, count]; not in use before the next barrier.
 template <int count, class T>
 __device__ __forceinline__ void block_sums(T (&values)[count], T* scratch) {
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
+  unrolled<count>([&](int i) {
     values[i] = warp_sum(values[i]);
     if (lane() == 0) scratch[warp() * count + i] = values[i];
-  }
+  });
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
+  unrolled<count>([&](int i) {
     values[i] = 0;
-#pragma unroll
-    for (int w = 0; w < block_warps; ++w) values[i] += scratch[w * count + i];
-  }
+    unrolled<block_warps>([&](int w) { values[i] += scratch[w * count + i]; });
+  });
 }
 
 // ---- Products of tiles, by a warp on tensor cores: c [16, 8] += a [16, 8] b [8, 8]
@@ -218,23 +206,28 @@ __device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], const fl
     high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
     low = __float_as_uint(x - __uint_as_float(high));
   };
-#pragma unroll
-  for (int i = 0; i < 4; ++i) split(a[i], a_high[i], a_low[i]);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) split(b[i], b_high[i], b_low[i]);
+  unrolled<4>([&](int i) { split(a[i], a_high[i], a_low[i]); });
+  unrolled<2>([&](int i) { split(b[i], b_high[i], b_low[i]); });
   simt::mma_tf32(c, a_high, b_low);
   simt::mma_tf32(c, a_low, b_high);
   simt::mma_tf32(c, a_high, b_high);
 }
 
 __device__ __forceinline__ void mma(double (&c)[4], const double (&a)[4], const double (&b)[2]) {
-#pragma unroll
-  for (int rows = 0; rows < 2; ++rows) {
+  unrolled<2>([&](int rows) {
     double part[2] = {c[2 * rows], c[2 * rows + 1]};
     simt::mma_f64(part, a[rows], b[0]);
     simt::mma_f64(part, a[rows + 2], b[1]);
     c[2 * rows] = part[0], c[2 * rows + 1] = part[1];
-  }
+  });
 }
 
 }  // namespace cgc::CGC_ISA
+
+template <class Grid, class Call>
+int cgc::Stream::start(void (*kernel)(Call), Grid grid, std::int64_t shared_bytes, const Call& call) {
+  if (!launches_ || error_ != 0) return error_;
+  error_ = simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call);
+  started_ = true;
+  return error_;
+}

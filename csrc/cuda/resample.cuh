@@ -1,7 +1,7 @@
 // Stage resample, what its kernels share: one sample in shared memory, its axes' matrices, and products with them.
 #pragma once
 
-#include "launch.cuh"
+#include "cam.cuh"
 
 #include "../common/crop.h"
 
@@ -9,14 +9,6 @@ namespace cgc::CGC_ISA {
 
 constexpr index_t shared_limit = 99 * 1024;  // what every device since compute capability 8.0 gives a block
 constexpr int most_numbers = 4;              // of one block_sums
-
-// Acc: of heatmaps, rows and keys. State: of what is kept for the backward. Real: what is computed with.
-template <class Acc_, class State_, class Real_>
-struct ResampleTypes {
-  using Acc = Acc_;
-  using State = State_;
-  using Real = Real_;
-};
 
 // Sums of a float32 map are taken in units of 2^32, lest they overflow: a view has up to 2^32 pixels.
 template <class Real>
@@ -86,16 +78,12 @@ struct ResampleShared {
 #pragma unroll 1
     for (int first = thread(); first < size; first += together * block_threads) {
       Real values[together];
-#pragma unroll
-      for (int i = 0; i < together; ++i) {
-        const int at = first + i * block_threads;
-        if (at < size) values[i] = simt::gld(from + at);
-      }
-#pragma unroll
-      for (int i = 0; i < together; ++i) {
-        const int at = first + i * block_threads;
-        if (at < size) matrices[at] = values[i];
-      }
+      unrolled<together>([&](int i) {
+        if (first + i * block_threads < size) values[i] = simt::gld(from + first + i * block_threads);
+      });
+      unrolled<together>([&](int i) {
+        if (first + i * block_threads < size) matrices[first + i * block_threads] = values[i];
+      });
     }
   }
 };
@@ -135,11 +123,10 @@ __device__ __forceinline__ Real normalised_map(Real heatmap, Real sum, Real eps)
 // visit(entry, position) for first, first + step, ..., at most `entries`.
 template <int entries, class F>
 __device__ __forceinline__ void each_entry(int first, int step, int positions, F&& visit) {
-#pragma unroll
-  for (int e = 0; e < entries; ++e) {
+  unrolled<entries>([&](int e) {
     const int p = first + e * step;
     if (p < positions) visit(e, p);
-  }
+  });
 }
 
 // left m right^T, or left^T m right, of one of the matrices of both axes and a map m [H, W]. `lanes` neighbouring
@@ -179,18 +166,20 @@ index_t resample_bytes(const Resample& call) {
   return (ResampleShared<Real>::size(height, width) + table) * index_t(sizeof(Real));
 }
 
-// Calls visit(types, entries, warps) with constants. Warps are swept over in double.
+// Calls visit(acc, state, real, entries, warps) with values of the types of heatmaps, rows and keys, of what is kept
+// for the backward, and of what is computed with; and with constants. Warps are swept over in double.
 template <class F>
 int with_resample_types(const Resample& call, F&& visit) {
-  const auto with_entries = [&](auto types, auto warps) {
-    if (call.height * call.width <= block_threads) return visit(types, std::integral_constant<int, 1>{}, warps);
-    return visit(types, std::integral_constant<int, 4>{}, warps);
+  const auto with_entries = [&](auto acc, auto state, auto real, auto warps) {
+    if (call.height * call.width > block_threads)
+      return visit(acc, state, real, std::integral_constant<int, 4>{}, warps);
+    return visit(acc, state, real, std::integral_constant<int, 1>{}, warps);
   };
   const auto with_states = [&](auto warps) {
-    if (call.float64) return with_entries(ResampleTypes<double, double, double>{}, warps);
-    if (call.objective == Objective::mse) return with_entries(ResampleTypes<float, double, double>{}, warps);
+    if (call.float64) return with_entries(double{}, double{}, double{}, warps);
+    if (call.objective == Objective::mse) return with_entries(float{}, double{}, double{}, warps);
     using Real = std::conditional_t<decltype(warps)::value, double, float>;
-    return with_entries(ResampleTypes<float, float, Real>{}, warps);
+    return with_entries(float{}, float{}, Real{}, warps);
   };
   return call.inverses == nullptr ? with_states(std::false_type{}) : with_states(std::true_type{});
 }

@@ -4,15 +4,14 @@
 #include "warp.cuh"
 
 namespace cgc::CGC_ISA {
-namespace {
 
 // What arrives at the unit maps: the gradients of rows and keys, of which one goes back through the products that made
 // it: K of the released objective's keys, the transform of the paper's rows.
-template <bool warps, int entries, class Gradient, class Real>
+template <class Acc, bool warps, int entries, class Gradient, class Real>
 __device__ __forceinline__ void load_unit_gradients(const ResampleBackward& call, const ResampleShared<Real>& shared,
                                                     Gradient& gradient) {
   const auto of = [&](const void* maps, int p) {
-    return Real(simt::gld(static_cast<const typename Gradient::Acc*>(maps) + gradient.sample * gradient.positions + p));
+    return Real(simt::gld(static_cast<const Acc*>(maps) + gradient.sample * gradient.positions + p));
   };
   const bool paper = call.forward.objective == Objective::paper;
   gradient.each([&](int, int p) { shared.augmented[p] = of(paper ? call.grad_rows : call.grad_keys, p); });
@@ -20,8 +19,8 @@ __device__ __forceinline__ void load_unit_gradients(const ResampleBackward& call
   Real through[entries] = {};
   if (warps && paper) {
     if constexpr (warps) {
-      sweep(call.forward, shared, gradient.sample, shared.middle, false);
-      gradient.each([&](int e, int p) { through[e] = swept(shared.middle, map_adjoint, p, gradient.positions); });
+      sweep(call.forward, shared, gradient.sample, false);
+      gradient.each([&](int e, int p) { through[e] = swept(shared, map_adjoint, p, gradient.positions); });
     }
   } else {
     multiply_map<1>(shared, paper ? matrix_p : matrix_k, paper, shared.augmented, through);
@@ -32,9 +31,8 @@ __device__ __forceinline__ void load_unit_gradients(const ResampleBackward& call
   });
 }
 
-template <class Types, int entries, bool warps>
+template <class Acc, class State, class Real, int entries, bool warps>
 __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __grid_constant__ ResampleGradient phase) {
-  using Real = typename Types::Real;
   const ResampleBackward& call = phase.call;
   const Resample& forward = call.forward;
   const ResampleShared<Real> shared(phase.shape);
@@ -43,7 +41,8 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
   simt::release_successor();
   shared.load_matrices(phase.matrices, sample);
   __syncthreads();
-  SampleGradient<Types, block_threads, entries> gradient(forward, phase.shape, shared.sums(), shared.scratch);
+  SampleGradient<Acc, State, Real, block_threads, entries> gradient(forward, phase.shape, shared.sums(),
+                                                                    shared.scratch);
   gradient.load(sample);
   const bool mse = forward.objective == Objective::mse;
   const double contrast = call.grad_positives == nullptr ? 0 : simt::gld(call.grad_positives + sample);
@@ -55,21 +54,18 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
     __syncthreads();
     multiply_map<1>(shared, matrix_k, false, shared.augmented, gradient.image);
   } else {
-    load_unit_gradients<warps, entries>(call, shared, gradient);
+    load_unit_gradients<Acc, warps, entries>(call, shared, gradient);
   }
   gradient.to_normalised(mse);
   gradient.write(phase);
 }
 
-}  // namespace
-
 int launch_resample_backward(const ResampleBackward& call, const void* matrices, const PositiveGradient& positive,
                              bool mask, Stream& stream) {
-  return with_resample_types(call.forward, [&](auto types, auto entries, auto warps) {
-    using Types = decltype(types);
-    using Real = typename Types::Real;
+  return with_resample_types(call.forward, [&](auto acc, auto state, auto real, auto entries, auto warps) {
+    using Real = decltype(real);
     const ResampleGradient phase{call, MapShape(call.forward), matrices, positive, mask};
-    return stream.start(&resample_backward<Types, decltype(entries)::value, decltype(warps)::value>,
+    return stream.start(&resample_backward<decltype(acc), decltype(state), Real, entries, warps>,
                         unsigned(call.forward.batch), resample_bytes<Real>(call.forward), phase);
   });
 }

@@ -26,11 +26,8 @@ __device__ __forceinline__ double positive_gradient(const PositiveGradient& from
 }
 
 // One sample, at the positions that are dealt out to this one of `threads`: a warp or a block.
-template <class Types, int threads, int entries>
+template <class Acc, class State, class Real, int threads, int entries>
 struct SampleGradient {
-  using Acc = typename Types::Acc;
-  using Real = typename Types::Real;
-
   const Resample& call;
   const MapShape& shape;
   const Real* sums;  // shared, U^T 1 of both axes
@@ -68,7 +65,7 @@ struct SampleGradient {
   __device__ void load(index_t of_batch) {
     sample = of_batch;
     const bool paper = call.objective == Objective::paper, mse = call.objective == Objective::mse;
-    const auto* state = static_cast<const typename Types::State*>(call.state) + sample * 3 * positions;
+    const auto* state = static_cast<const State*>(call.state) + sample * 3 * positions;
     const auto of = [&](const void* maps, int p) {
       return Real(simt::gld(static_cast<const Acc*>(maps) + sample * positions + p));
     };

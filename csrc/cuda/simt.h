@@ -1,14 +1,14 @@
 // What kernels include in place of the CUDA headers. nvcc sees the real ones; g++ sees the emulator of tests/simt,
 // which executes the same sources on a CPU.
 //
-//   SIMT_LAUNCH(kernel, grid, block, dynamic_bytes, stream, args...)       -> 0 or the error of the launch
-//   SIMT_LAUNCH_DEPENDENT(kernel, ...)  the same for a kernel that may start before its predecessor has ended
+//   simt::launch(dependent, kernel, grid, block, dynamic_bytes, stream, args...)
+//                                       -> 0 or the error, for error_text; dependent: may overlap its predecessor
 //   SIMT_DYN_SHARED(T, name)            T* name: the dynamic shared memory
 //   simt::wait_for_predecessor()        in every thread, until it may touch what earlier kernels of the stream touch
 //   simt::release_successor()           after the own wait: lets a dependent launch start
 //   simt::gld(p), gst(p, value)         one access of exactly sizeof(T) bytes
-//   simt::gld_stream(p), gst_stream(p, value)  the same of what is read or written once; loads only of what no block
-//                                       of the launch writes
+//   simt::gld_stream(p), gst_stream(p, words)  the same of 16 bytes that are read or written once; loads only of what
+//                                       no block of the launch writes
 //   simt::take_ticket(counter)          by one thread after a barrier; the block that draws the last ticket sees, after
 //                                       another barrier, what all blocks did before theirs
 //   simt::mma_tf32(d, a, b)             d[16, 8] += a[16, 8] b[8, 8] by a warp, in the fragments of PTX
@@ -21,51 +21,39 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <atomic>
-#include <cstring>
-#include <utility>
-
 namespace simt {
 
-// Whether the code that runs on the current device was compiled with the wait. Asked of one kernel and remembered for
-// each device: one library's kernels are compiled alike.
+// Whether the code that runs on the current device was compiled with the wait. Asked of one kernel and remembered while
+// the thread stays with the device: one library's kernels are compiled alike.
 inline bool waits(const void* kernel) {
-  constexpr int most_devices = 64;
-  enum : signed char { unknown, no, yes };
-  static std::atomic<signed char> known[most_devices];
-  int device = most_devices;
-  cudaFuncAttributes attributes{};
-  if (cudaGetDevice(&device) != cudaSuccess || device >= most_devices) device = -1;
-  if (device >= 0 && known[device] != unknown) return known[device] == yes;
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
-    cudaGetLastError();  // the launch will tell
-    return false;
+  static thread_local int known = -1;
+  static thread_local cudaFuncAttributes attributes{};
+  int device = -1;
+  if (cudaGetDevice(&device) == cudaSuccess && device != known) {
+    known = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess ? device : -1;
+    if (known < 0) cudaGetLastError();  // the launch will tell
   }
-  if (device >= 0) known[device] = attributes.ptxVersion >= 90 ? yes : no;
-  return attributes.ptxVersion >= 90;
+  return device >= 0 && device == known && attributes.ptxVersion >= 90;
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(bool dependent, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
-                   cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t launch(bool dependent, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, void* stream,
+                   const Arguments&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = dependent && waits(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  const bool overlaps = dependent && waits(reinterpret_cast<const void*>(kernel));
+  const cudaLaunchConfig_t config{grid, block, shared, static_cast<cudaStream_t>(stream), &attribute, overlaps};
   cudaError_t error = cudaSuccess;
   if (shared > 48 * 1024) {  // more must be asked for; always for the same, since other threads launch too
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 99 * 1024);
   }
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) cudaGetLastError();  // it is returned; the next caller must not meet it
   return error;
 }
+
+inline const char* error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
 
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
@@ -89,32 +77,16 @@ __device__ __forceinline__ void gst(T* target, const T& value) {
   *target = value;
 }
 
-template <class T>
-__device__ __forceinline__ T gld_stream(const T* source) {
-  if constexpr (sizeof(T) == 16) {
-    uint4 bits;
-    // Volatile: it must not move before the wait.
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(__cvta_generic_to_global(source)));
-    T value;
-    std::memcpy(&value, &bits, sizeof(T));
-    return value;
-  } else {
-    return gld(source);
-  }
+__device__ __forceinline__ uint4 gld_stream(const uint4* source) {
+  uint4 words;
+  // Volatile: it must not move before the wait.
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(__cvta_generic_to_global(source)));
+  return words;
 }
 
-template <class T>
-__device__ __forceinline__ void gst_stream(T* target, const T& value) {
-  if constexpr (sizeof(T) == 16) {
-    uint4 bits;
-    std::memcpy(&bits, &value, sizeof(T));
-    __stcs(reinterpret_cast<uint4*>(target), bits);
-  } else {
-    gst(target, value);
-  }
-}
+__device__ __forceinline__ void gst_stream(uint4* target, const uint4& words) { __stcs(target, words); }
 
 __device__ __forceinline__ unsigned take_ticket(unsigned* counter) {
   __threadfence();
@@ -140,10 +112,6 @@ __device__ __forceinline__ void mma_f64(double (&d)[2], double a, double b) {
 
 }  // namespace simt
 
-#define SIMT_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  simt::launch(false, kernel, (grid), (block), (shared), (cudaStream_t)(stream), __VA_ARGS__)
-#define SIMT_LAUNCH_DEPENDENT(kernel, grid, block, shared, stream, ...) \
-  simt::launch(true, kernel, (grid), (block), (shared), (cudaStream_t)(stream), __VA_ARGS__)
 #define SIMT_DYN_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char simt_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(simt_dynamic_shared)

@@ -17,10 +17,9 @@ struct WarpTable {
 // visit(cell, share) for the cells of a stencil.
 template <class F>
 __device__ __forceinline__ void each_cell(const Stencil& stencil, F&& visit) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  unrolled<4>([&](int i) {
     if (i < stencil.count) visit(stencil.cell[i], stencil.share[i]);
-  }
+  });
 }
 
 // The upsampled map of the augmented view.
@@ -73,7 +72,6 @@ __device__ __forceinline__ void add_chunk(const Resample& call, const WarpTable&
   each(sharers * cells, [&](int own) {
     const int sharer = own / cells, cell = own - sharer * cells, i = cell / width, j = cell - i * width;
     double seen = 0, gram = 0, adjoint = 0;
-#pragma unroll 1
     for (int slot = sharer; slot < count; slot += sharers) {
       const double share = table.from_x[slot * width + j];
       adjoint += share * table.adjoint_y[slot * height + i];
@@ -87,19 +85,17 @@ __device__ __forceinline__ void add_chunk(const Resample& call, const WarpTable&
   });
 }
 
-// Fills the maps, the first two only if `whole`, from shared.original and shared.augmented. Where cells are fewer than
-// threads, several share one: swept() adds them up.
+// Fills the maps, in shared.middle, the first two only if `whole`, from shared.original and shared.augmented. Where
+// cells are fewer than threads, several share one: swept() adds them up.
 __device__ __forceinline__ void sweep(const Resample& call, const ResampleShared<double>& shared, index_t sample,
-                                      double* maps, bool whole) {
+                                      bool whole) {
   const int height = int(call.height), width = int(call.width), size_w = int(call.size_w);
   const int cells = height * width, sharers = maximum(1, block_threads / cells);
   const int pixels = shared.table_size(height, width) / (2 * (height + width));
   const WarpTable table{shared.table, shared.table + pixels * height, shared.table + 2 * pixels * height,
                         shared.table + pixels * (2 * height + width)};
-  each(warp_maps * slots(cells), [&](int i) { maps[i] = 0; });
-#pragma unroll 1
+  each(warp_maps * slots(cells), [&](int i) { shared.middle[i] = 0; });
   for (int row = 0; row < int(call.size_h); ++row) {
-#pragma unroll 1
     for (int first = 0; first < size_w; first += pixels) {
       const int count = minimum(pixels, size_w - first);
       __syncthreads();
@@ -107,18 +103,18 @@ __device__ __forceinline__ void sweep(const Resample& call, const ResampleShared
         sample_pixel(call, shared, call.inverses + sample * 9, row, first + slot, slot, whole, table);
       });
       __syncthreads();
-      add_chunk(call, table, row, count, sharers, maps);
+      add_chunk(call, table, row, count, sharers, shared.middle);
     }
   }
   __syncthreads();
 }
 
 // A cell of a map that sweep() has filled.
-__device__ __forceinline__ double swept(const double* maps, int map, int cell, int cells) {
+__device__ __forceinline__ double swept(const ResampleShared<double>& shared, int map, int cell, int cells) {
   double sum = 0;
 #pragma unroll 1
   for (int own = cell; own < maximum(1, block_threads / cells) * cells; own += cells)
-    sum += maps[map * slots(cells) + own];
+    sum += shared.middle[map * slots(cells) + own];
   return sum;
 }
 

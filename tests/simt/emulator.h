@@ -47,20 +47,19 @@ extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], __bss_star
 namespace simt {
 
 template <class Kernel, class... Arguments>
-int launch(bool dependent, Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, std::uintptr_t stream,
+int launch(bool dependent, Kernel kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, void* stream,
            Arguments... arguments) {
   auto thread = [=] { kernel(arguments...); };
   const auto body = [](void* context) { (*static_cast<decltype(thread)*>(context))(); };
+  const auto number = reinterpret_cast<std::uintptr_t>(stream);
   return run(
-      {grid, block, dynamic_bytes, dependent, stream, body, &thread, sizeof(thread), __ehdr_start, __bss_start, _end});
+      {grid, block, dynamic_bytes, dependent, number, body, &thread, sizeof(thread), __ehdr_start, __bss_start, _end});
 }
+
+inline const char* error_text(int) { return "the emulator refused the launch, or it did not end"; }
 
 }  // namespace simt
 
-#define SIMT_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  simt::launch(false, kernel, (grid), (block), (shared), (std::uintptr_t)(stream), __VA_ARGS__)
-#define SIMT_LAUNCH_DEPENDENT(kernel, grid, block, shared, stream, ...) \
-  simt::launch(true, kernel, (grid), (block), (shared), (std::uintptr_t)(stream), __VA_ARGS__)
 #define SIMT_DYN_SHARED(T, name) T* name = static_cast<T*>(simt::dynamic_shared())
 
 #include "intrinsics.h"
