@@ -1,5 +1,7 @@
 """Stage cam: features, gradients -> heatmaps; what needs a temporary works on a few samples at a time."""
 
+import math
+
 import torch
 
 from ...options import accumulation_dtype
@@ -26,8 +28,11 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(gradients, dtype):
-        parts = _parts(gradients, whole=gradients.dtype == dtype)
-        return _join([gradients[part].mean(dim=(2, 3), dtype=dtype) for part in parts])
+        def mean(part, out):
+            return torch.mean(gradients[part], dim=(2, 3), dtype=dtype, out=out)
+
+        means = gradients.new_empty(gradients.shape[:2], dtype=dtype)
+        return _by_parts(mean, means, gradients, whole=gradients.dtype == dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -44,9 +49,17 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(features, gradients):
-        dtype = accumulation_dtype(features)
-        whole = gradients.dim() == 2 and _flat(features, dtype)
-        return _join([_weighted_sum(features[p], gradients[p], dtype) for p in _parts(features, whole)])
+        dtype, pooled = accumulation_dtype(features), gradients.dim() == 2
+        batch, _, *side = features.shape
+
+        def weighted_sum(part, out):
+            factors = features[part].to(dtype).flatten(2), gradients[part].to(dtype)
+            if pooled:
+                return torch.bmm(factors[1][:, None], factors[0], out=out)
+            return torch.sum(factors[0] * factors[1].flatten(2), dim=1, keepdim=True, out=out)
+
+        sums = features.new_empty((batch, 1, math.prod(side)), dtype=dtype)
+        return _by_parts(weighted_sum, sums, features, whole=pooled and _flat(features, dtype)).view(batch, *side)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -64,28 +77,24 @@ class _WeightedSum(torch.autograd.Function):
         return grad_features, grad_gradients
 
 
-def _weighted_sum(features, gradients, dtype):
-    features, gradients = features.to(dtype), gradients.to(dtype)
-    if gradients.dim() == 4:
-        return (features * gradients).sum(dim=1)
-    return torch.bmm(gradients[:, None], features.flatten(2)).view(len(features), *features.shape[2:])
-
-
 def _sum_over_space(features, grad, like):
     """Sum over space of features * grad, [B, C], in the dtype of `like`."""
-    parts = _parts(features, whole=_flat(features, grad.dtype))
-    sums = [torch.bmm(features[p].to(grad.dtype).flatten(2), grad[p].flatten(2).mT) for p in parts]
-    return _join(sums)[:, :, 0].to(like.dtype)
+
+    def product(part, out):
+        return torch.bmm(features[part].to(grad.dtype).flatten(2), grad[part].flatten(2).mT, out=out)
+
+    sums = grad.new_empty(*like.shape, 1)
+    return _by_parts(product, sums, features, whole=_flat(features, grad.dtype))[:, :, 0].to(like.dtype)
 
 
 def _product(factor, grad, like):
     """factor * grad in the dtype and memory format of `like`."""
-    if torch.compiler.is_compiling():
-        return (factor * grad).to(like.dtype)
-    out = torch.empty_like(like)
-    for part in _parts(like, whole=factor.dtype == grad.dtype == like.dtype):
-        torch.mul(factor[part], grad[part], out=out[part])
-    return out
+
+    def product(part, out):
+        return torch.mul(factor[part], grad[part], out=out)
+
+    whole = factor.dtype == grad.dtype == like.dtype
+    return _by_parts(product, torch.empty_like(like), like, whole).to(like.dtype)
 
 
 def _flat(features, dtype):
@@ -94,13 +103,16 @@ def _flat(features, dtype):
     return dense and features.dtype == dtype
 
 
-def _parts(features, whole):
-    """Slices of the batch: all of it, or as many samples as a temporary may have; a compiled graph makes none."""
-    if whole or torch.compiler.is_compiling():
-        return [slice(None)]
-    step = samples(CHUNK_ELEMENTS, features[0].numel(), features.device)
-    return [slice(start, start + step) for start in range(0, len(features), step)]
+def _by_parts(compute, out, features, whole):
+    """`out`, where compute(part, out[part]) writes: all at once, or as many samples as a temporary may have.
 
-
-def _join(parts):
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    Results lie apart from the temporaries of a part, whose place those of the next take. A compiled graph makes none.
+    """
+    if torch.compiler.is_compiling():
+        return compute(slice(None), None)
+    batch = len(features)
+    step = batch if whole else samples(CHUNK_ELEMENTS, features[0].numel(), features.device)
+    for first in range(0, batch, step):
+        part = slice(first, first + step)
+        compute(part, out[part])
+    return out

@@ -92,12 +92,20 @@ def upsampling(size: int, cells: int, device: torch.device) -> torch.Tensor:
 def crop_products(transform: CropFlip, grid: Grid) -> tuple[torch.Tensor, ...]:
     """P = U^T R U and Q = (R U)^T (R U) of every sample: P_y, Q_y, [B, H, H], and P_x, Q_x, [B, W, W]."""
     fields = torch.stack(transform).to(grid.rows.dtype)[:, :, None]
+    batch = fields.shape[1]
     step = samples(CHUNK_ELEMENTS, grid.rows.numel(), fields.device)
-    parts = [_products(part, grid) for part in fields.split(step, dim=1)]
-    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+    if step >= batch:
+        return _products(fields, grid)
+    products = [fields.new_empty(batch, *gram.shape) for gram in grid.gram for _ in "PQ"]
+    for first in range(0, batch, step):
+        part = slice(first, first + step)
+        for product, found in zip(products, _products(fields[:, part], grid), strict=True):
+            product[part] = found  # apart from the temporaries of a part, whose place the next part's take
+    return tuple(products)
 
 
 def _products(fields, grid):
+    """The four of crop_products, of a few samples."""
     products = []
     for upsample, cropped in zip(grid.upsample, _crop_rows(fields, grid), strict=True):
         cropped = cropped[:, : upsample.shape[0], : upsample.shape[1]]
