@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cam.h"
+#include "cam_backward.h"
 #include "contrast.h"
 #include "resample.h"
 

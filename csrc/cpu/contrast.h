@@ -10,26 +10,12 @@
 #include "../common/loss.h"
 #include "executor.h"
 #include "exponential.h"
+#include "vectors.h"
 
 namespace cgc::CGC_ISA {
 
 constexpr index_t tile_rows = 4;
 constexpr index_t strip = 64;
-
-// The widest vector of this instruction set; wider ones would be taken apart through memory.
-#if defined(__AVX512F__)
-constexpr index_t vector_bytes = 64;
-#elif defined(__AVX__)
-constexpr index_t vector_bytes = 32;
-#else
-constexpr index_t vector_bytes = 16;
-#endif
-
-template <class T>
-struct Vector {
-  typedef T type __attribute__((vector_size(vector_bytes), may_alias));
-  static constexpr index_t lanes = vector_bytes / index_t(sizeof(T));
-};
 
 // Columns of a strip that hold rows, and zeros up to whole steps of `similarities`: all 64 but in the last strip.
 template <class T>

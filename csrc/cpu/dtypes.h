@@ -1,10 +1,10 @@
-// bfloat16 and float16 as storage types: converted to float on load, rounded to nearest even on store. Branch-free, so
-// that loops over them vectorise.
+// bfloat16 and float16 as storage types: converted to float on load, rounded to nearest even on store; a vector at a
+// time, without branches.
 #pragma once
 
 #include <cstring>
 
-#include "../common/platform.h"
+#include "vectors.h"
 
 namespace cgc::CGC_ISA {
 
@@ -16,54 +16,56 @@ struct float16 {
   std::uint16_t bits;
 };
 
-template <class T>
-inline constexpr bool is_bfloat16 = false;
-template <>
-inline constexpr bool is_bfloat16<bfloat16> = true;
+// As many floats as a vector has, their bits, and as many numbers of 16 bits.
+using Floats = Vector<float>::type;
+using Bits = Vector<std::uint32_t>::type;
+typedef std::uint16_t Narrow __attribute__((vector_size(vector_bytes / 2), may_alias));
 
-template <class To, class From>
-inline To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
+inline Floats widened(Narrow x, bfloat16) { return Floats(__builtin_convertvector(x, Bits) << 16); }
+
+inline Floats widened(Narrow x, float16) {
+  const Bits bits = __builtin_convertvector(x, Bits);
+  const Bits sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
+  const Bits finite = Bits(Floats(magnitude) * 0x1p112f);  // rebias; exact, subnormals included
+  return Floats(sign | (magnitude >= (0x7c00u << 13) ? magnitude | 0x7f800000u : finite));
 }
 
-inline float load(float x) { return x; }
-inline double load(double x) { return x; }
-inline float load(bfloat16 x) { return bit_cast<float>(std::uint32_t(x.bits) << 16); }
-
-inline float load(float16 x) {
-  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16;
-  const std::uint32_t magnitude = std::uint32_t(x.bits & 0x7fffu) << 13;
-  const float finite = bit_cast<float>(magnitude) * 0x1p112f;  // rebias; exact, subnormals included
-  const std::uint32_t special = magnitude | 0x7f800000u;
-  const std::uint32_t bits = magnitude >= (0x7c00u << 13) ? special : bit_cast<std::uint32_t>(finite);
-  return bit_cast<float>(bits | sign);
+inline Narrow narrowed(Floats x, bfloat16) {
+  const Bits bits = Bits(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(x != x ? Bits{} + 0x7fc0u : rounded, Narrow);
 }
 
-template <class T, class Acc>
-inline T store(Acc x) {
-  if constexpr (sizeof(T) >= 4) {
-    return T(x);
+inline Narrow narrowed(Floats x, float16) {
+  const Bits bits = Bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const Bits normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 0.5 puts the last bit of a float16 subnormal at the last bit of the float: the addition rounds.
+  const Bits subnormal = Bits(Floats(magnitude) + 0.5f) - 0x3f000000u;
+  const Bits finite = magnitude < 0x38800000u ? subnormal : normal;
+  const Bits large = x != x ? Bits{} + 0x7e00u : Bits{} + 0x7c00u;
+  return __builtin_convertvector(sign | (magnitude >= 0x477ff000u ? large : finite), Narrow);
+}
+
+// The first `count` numbers of a vector of Acc, zeros behind them.
+template <class Acc, class T, class Count = Constant<Vector<Acc>::lanes>>
+typename Vector<Acc>::type load(const T* from, Count count = {}) {
+  if constexpr (sizeof(T) == sizeof(Acc)) {
+    typename Vector<Acc>::type values = {};
+    std::memcpy(&values, from, std::size_t(count) * sizeof(T));
+    return values;
   } else {
-    const std::uint32_t bits = bit_cast<std::uint32_t>(float(x));
-    const std::uint32_t sign = (bits >> 16) & 0x8000u;
-    const std::uint32_t magnitude = bits & 0x7fffffffu;
-    const bool nan = magnitude > 0x7f800000u;
-    T result;
-    if constexpr (is_bfloat16<T>) {
-      const std::uint32_t rounded = (magnitude + 0x7fffu + ((magnitude >> 16) & 1u)) >> 16;
-      result.bits = std::uint16_t(sign | (nan ? 0x7fc0u : rounded));
-    } else {
-      const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-      // Adding 0.5 puts the last bit of a float16 subnormal at the last bit of the float: the addition rounds.
-      const std::uint32_t subnormal = bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-      const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-      const std::uint32_t large = nan ? 0x7e00u : 0x7c00u;
-      result.bits = std::uint16_t(sign | (magnitude >= 0x477ff000u ? large : finite));
-    }
-    return result;
+    Narrow values = {};
+    std::memcpy(&values, from, std::size_t(count) * sizeof(T));
+    return widened(values, T{});
+  }
+}
+
+template <class Acc, class T, class Count = Constant<Vector<Acc>::lanes>>
+void store(typename Vector<Acc>::type values, T* to, Count count = {}) {
+  if constexpr (sizeof(T) == sizeof(Acc)) {
+    std::memcpy(to, &values, std::size_t(count) * sizeof(T));
+  } else {
+    const Narrow rounded = narrowed(values, T{});
+    std::memcpy(to, &rounded, std::size_t(count) * sizeof(T));
   }
 }
 

@@ -7,6 +7,7 @@
 #include "../common/columns.h"
 #include "../common/taps.h"
 #include "executor.h"
+#include "vectors.h"
 
 namespace cgc::CGC_ISA {
 
@@ -151,11 +152,6 @@ void multiply_rows(const double* a, const double* b, index_t rows, index_t inner
     }
   }
 }
-
-template <index_t N>
-struct Constant {
-  constexpr operator index_t() const { return N; }
-};
 
 // The maps of ResNets have code of their own: a loop over so few columns spends its time on deciding how to go on.
 inline void multiply(const double* a, const double* b, index_t rows, index_t inner, index_t columns, double* out) {

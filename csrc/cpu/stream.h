@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "../common/platform.h"
+#include "executor.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -53,5 +53,26 @@ inline void stream_fence() {
   _mm_sfence();
 #endif
 }
+
+// Writes a gradient block by block, past the caches where it is large.
+template <class T>
+class Writer {
+ public:
+  Writer(void* gradient, index_t total, index_t block)
+      : gradient_(static_cast<T*>(gradient)),
+        streams_(gradient != nullptr && total * index_t(sizeof(T)) >= stream_threshold_bytes),
+        staged_(streams_ ? block : 0) {}
+
+  bool wanted() const { return gradient_ != nullptr; }
+  T* begin(index_t offset) { return streams_ ? staged_.get() : gradient_ + offset; }
+  void commit(index_t offset, index_t count) {
+    if (streams_) stream_copy(gradient_ + offset, staged_, count * index_t(sizeof(T)));
+  }
+
+ private:
+  T* gradient_;
+  bool streams_;
+  Buffer<T> staged_;
+};
 
 }  // namespace cgc::CGC_ISA
