@@ -304,6 +304,49 @@ def test_warp_that_sees_nothing(backend, objective):
             assert_close(grad[1:], torch.zeros_like(grad[1:]), 1e-12, floor=1e-2)
 
 
+# ---- Cells that no pixel sees
+
+
+def exact_upsampling(size, cells):
+    """U [size, cells] of positions that are exact, as integers; plain floats miss a cell by 1e-15, here and there."""
+    up = torch.zeros(size, cells, dtype=torch.float64)
+    for pixel in range(size):
+        position = min(max((2 * pixel + 1) * cells - size, 0), (cells - 1) * 2 * size)
+        low, rest = divmod(position, 2 * size)
+        up[pixel, low] += 1 - rest / (2 * size)
+        if rest:
+            up[pixel, low + 1] += rest / (2 * size)
+    return up
+
+
+def exact_loss(maps, up, eps=1e-8, temperature=0.5):
+    """The released objective without a crop."""
+    fine = [up @ m @ up.T for m in maps]
+    normalised = [m / (m.sum(dim=(1, 2), keepdim=True) + eps) + eps for m in fine]
+    o, a = (torch.nn.functional.normalize(m.flatten(1), dim=1, eps=0) for m in normalised)
+    own = torch.eye(len(a), dtype=torch.bool)
+    logits = torch.where(own, (a * o).sum(dim=1, keepdim=True), a @ a.T) / temperature
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(a)))
+
+
+@pytest.mark.parametrize(("size", "cells", "unseen"), [(7, 17, 7), (11, 25, 13), (14, 34, 24), (15, 33, 28)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", [CPP])
+def test_a_cell_that_no_pixel_sees_has_no_share_in_any(backend, dtype, size, cells, unseen):
+    """A map that is lit there alone is divided by next to nothing: any share spoils the other samples' gradients."""
+    up = exact_upsampling(size, cells)
+    assert (up[:, unseen] == 0).all()
+    maps = random_maps(3, (cells, cells), dtype=dtype)
+    maps[1, 0] = 0
+    maps[1, 0, unseen, 1] = 1
+    leaves = [m.clone().requires_grad_() for m in maps]
+    loss = heatmap_loss(*leaves, CropFlip.identity(3, size), image_size=size, backend=backend)
+    exact = [m.double().requires_grad_() for m in maps]
+    expected = torch.autograd.grad(exact_loss(exact, up), exact)
+    for grad, truth in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+        assert_close(grad[1:], truth[1:], 1e-5 if dtype == torch.float32 else 1e-10, oracle=True)
+
+
 # ---- Near-dead heatmaps
 
 

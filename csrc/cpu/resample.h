@@ -12,25 +12,28 @@ namespace cgc::CGC_ISA {
 // m = M / (s + eps) + eps; returns s, the sum of the upsampled map.
 template <class T>
 double normalise(const Grid& grid, const T* heatmap, double eps, double* m) {
+  const double* sums = grid.sums;
   double sum = 0;
-  for (index_t i = 0, p = 0; i < grid.y.cells; ++i) {
-    for (index_t j = 0; j < grid.x.cells; ++j, ++p) sum += grid.y.sums[i] * grid.x.sums[j] * double(heatmap[p]);
-  }
+#pragma omp simd reduction(+ : sum)
+  for (index_t p = 0; p < grid.count(); ++p) sum += sums[p] * double(heatmap[p]);
+#pragma omp simd
   for (index_t p = 0; p < grid.count(); ++p) m[p] = normalised(double(heatmap[p]), sum, eps);
   return sum;
 }
 
-// Gradient of m back to the heatmap, damped where it is near-dead; overwrites grad_m.
+// Gradient of m back to the heatmap, damped where it is near-dead.
 template <class T>
-void normalise_backward(const Grid& grid, const T* heatmap, double sum, double eps, double* grad_m, T* grad_heatmap) {
+void normalise_backward(const Grid& grid, const T* heatmap, double sum, double eps, const double* grad_m,
+                        T* grad_heatmap) {
+  const double* sums = grid.sums;
   double inner = 0;
+#pragma omp simd reduction(+ : inner)
   for (index_t p = 0; p < grid.count(); ++p) inner += grad_m[p] * double(heatmap[p]);
   inner /= sum + eps;
   const double divisor = normalisation_divisor(sum, eps);
-  for (index_t i = 0, p = 0; i < grid.y.cells; ++i) {
-    for (index_t j = 0; j < grid.x.cells; ++j, ++p) {
-      grad_heatmap[p] = T(normalisation_gradient(grad_m[p], inner, grid.y.sums[i] * grid.x.sums[j], divisor));
-    }
+#pragma omp simd
+  for (index_t p = 0; p < grid.count(); ++p) {
+    grad_heatmap[p] = T(normalisation_gradient(grad_m[p], inner, sums[p], divisor));
   }
 }
 
@@ -49,12 +52,12 @@ class ResampleSample {
       : call_(call),
         grid_(grid),
         operator_(call, grid),
-        memory_(7 * grid.count()),
-        original_(memory_.take(grid.count())),
-        augmented_(memory_.take(grid.count())),
-        image_(memory_.take(grid.count())),
-        state_(memory_.take(3 * grid.count())),
-        work_(memory_.take(grid.count())) {}
+        memory_(7 * grid.room()),
+        original_(memory_.take(grid.room())),
+        augmented_(memory_.take(grid.room())),
+        image_(memory_.take(grid.room())),
+        state_(memory_.take(3 * grid.room())),
+        work_(memory_.take(grid.room())) {}
 
   void operator()(index_t sample) {
     const index_t n = grid_.count();
@@ -64,7 +67,7 @@ class ResampleSample {
     double* seen_gram = seen + n;
     double* augmented_seen = seen_gram + n;
     operator_.prepare(sample);
-    operator_.apply(original_, seen, seen_gram);
+    operator_.apply(original_, seen, seen_gram);  // in their order: the next overwrites what is written behind one
     operator_.adjoint(augmented_, augmented_seen);
     with_type(wide_state(call_), [&](auto type) { store_state<decltype(type)>(sample); });
     sandwich(grid_, grid_.y.gram, augmented_, grid_.x.gram, image_, work_);
@@ -103,15 +106,15 @@ class ResampleBackwardSample {
         forward_(call.forward),
         grid_(grid),
         operator_(call.forward, grid),
-        memory_(10 * grid.count()),
-        original_(memory_.take(grid.count())),
-        augmented_(memory_.take(grid.count())),
-        image_(memory_.take(grid.count())),
-        grad_rows_(memory_.take(grid.count())),
-        grad_keys_(memory_.take(grid.count())),
-        mapped_(memory_.take(grid.count())),
-        state_(memory_.take(3 * grid.count())),
-        work_(memory_.take(grid.count())) {}
+        memory_(10 * grid.room()),
+        original_(memory_.take(grid.room())),
+        augmented_(memory_.take(grid.room())),
+        image_(memory_.take(grid.room())),
+        grad_rows_(memory_.take(grid.room())),
+        grad_keys_(memory_.take(grid.room())),
+        mapped_(memory_.take(grid.room())),
+        state_(memory_.take(3 * grid.room())),
+        work_(memory_.take(grid.room())) {}
 
   // Writes the gradients of both heatmaps of one sample, [P] each.
   void operator()(index_t sample, T* grad_heatmap, T* grad_aug_heatmap) {
