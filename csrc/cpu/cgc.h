@@ -89,10 +89,10 @@ void cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
     ResampleBackwardSample<Acc> unit(upstream.resample(), grid);
     CamBackwardSample<A, G, Acc> original(call.views[0]), augmented(call.views[1]);
     Buffer<Acc> grads(2 * grid.count());
-    for (index_t i = begin; i < end; ++i) {
+    for (index_t i = end; i-- > begin;) {  // what the forward read last may still lie in the cache
       unit(i, grads.get(), grads + grid.count());
-      original(i, grads.get());
       augmented(i, grads + grid.count());
+      original(i, grads.get());
     }
   });
 }
