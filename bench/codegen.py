@@ -29,9 +29,12 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from cgc_kernels.backends.triton.kernels import cam, cgc, resample
 from cgc_kernels.backends.triton.kernels.launch import WARPS
 
+from . import sass
 from .occupancy import occupancy
 
 ARCHITECTURES = (80, 90, 100)
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+LEAST_SHARED = 99 * 1024  # bytes a block may have on every device since compute capability 8.0
 # (features, gradients): every pair that the checks let through.
 DTYPES = (
     (torch.float32, torch.float32),
@@ -46,16 +49,15 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 # Two maps for each tile: H * W odd, and a multiple of what a wide access takes.
 SIDES = ((7, 7), (8, 8), (9, 9), (14, 14), (31, 31), (32, 32))
 OBJECTIVES = ("released", "paper", "mse")
-# What the table shows: the tiles in the two dtypes of training.
-TABLE_SIDES = ((7, 7), (14, 14), (32, 32))
-TABLE_DTYPES = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16))
+MIXED = torch.bfloat16, torch.bfloat16
 PREFACE = """# Machine code of the Triton kernels
 
 Made by `python -m bench.codegen` with triton {triton}, without a GPU: each kernel is compiled as the launcher would
 specialise it, for {architectures} (a cell's entries, in this order), and read with cuobjdump. Nothing was executed.
-"Apart" are the operators of single stages. Shown are float32 and bfloat16 with three map sizes; the tests also compile
-the other dtypes, and odd and even sizes. Occupancy is theoretical: resident warps over those that a multiprocessor can
-hold. 16-byte loads and stores are counted in the program text, where a loop's body counts once.
+"Apart" are the operators of single stages. Shown are bfloat16 in channels_last, and every objective and transform for
+7 x 7 maps; the tests also compile the other dtypes, layouts and sizes. Occupancy is theoretical: resident warps over
+those that a multiprocessor can hold. 16-byte loads and stores are counted in the program text, where a loop's body
+counts once.
 """
 TABLE = Path(__file__).parent.parent / "docs" / "triton-codegen.md"
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -116,11 +118,11 @@ class Call(NamedTuple):
         return f"{names} {self.layout} {self.weighting} {height}x{width} {self.objective} {transform}"
 
 
-def calls(sides=SIDES, dtypes=DTYPES) -> list[Call]:
+def calls() -> list[Call]:
     """Calls that reach every tile in every dtype, layout and weighting, and every objective, transform and precision
     in every padded size of map. The two groups are not multiplied: streaming and resampling follow one another."""
-    streams = product(dtypes, LAYOUTS, WEIGHTINGS, sides)
-    accumulators = [pair for pair in dtypes if pair[0] in (torch.float32, torch.float64)]
+    streams = product(DTYPES, LAYOUTS, WEIGHTINGS, SIDES)
+    accumulators = [pair for pair in DTYPES if pair[0] in (torch.float32, torch.float64)]
     maps = product(
         accumulators, ("channels_last",), ("pooled",), ((7, 7), (7, 32), (32, 32)), OBJECTIVES, (True, False)
     )
@@ -140,8 +142,8 @@ def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Launch]:
     with recorded(str(call)) as found:
         loss, saved = cgc.cgc(*views, transform, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8)
         if call.weighting == "gradcam":
-            weights = cgc.parts_of(saved, features, True, objective).weights.view(2, batch, channels)
-            views = features, weights[0], features, weights[1]
+            weights = loss.new_empty(batch, channels)
+            views = features, weights, features, weights
         cgc.cgc_backward(loss, *views, transform, saved, 224, 224, 0.5, elementwise, objective, 0.0, 1e-8, 15)
     heatmaps = loss.new_empty(batch, *call.side)
     with recorded(f"{call}, apart") as apart:
@@ -198,7 +200,7 @@ def recorded(case: str) -> Iterator[list[Launch]]:
     found, run = [], JITFunction.run
 
     def note(self, *arguments, grid, warmup, **named):
-        options = {name: named.pop(name) for name in ("num_warps", "maxnreg") if name in named}
+        options = {name: named.pop(name) for name in OPTIONS if name in named}
         bound = self.signature.bind(*arguments, **named)
         found.append(Launch(case, self, {key: _stand_in(value) for key, value in bound.arguments.items()}, options))
 
@@ -229,11 +231,24 @@ def distinct(every: list[Launch], architecture: int) -> list[tuple[Launch, ASTSo
     return list(found.values())
 
 
+def instructions(launch: Launch, architecture: int) -> list[sass.Instruction]:
+    """The machine code of a launch."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(_compiled(launch, architecture).asm["cubin"])
+        cubin.flush()
+        (code,) = sass.functions(_tool("cuobjdump", "-sass", cubin.name)).values()
+    return code
+
+
+def _compiled(launch: Launch, architecture: int):
+    source, options = specialised(launch, architecture)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
 def compiled(job: tuple[Launch, int], accesses: bool = True) -> Code:
     """Compile for one architecture and read the machine code; without accesses in half the time."""
     launch, architecture = job
-    source, options = specialised(launch, architecture)
-    kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    kernel = _compiled(launch, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
@@ -307,7 +322,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=TABLE)
     args = parser.parse_args()
-    launched = [launch for call in calls(TABLE_SIDES, TABLE_DTYPES) for launch in launches(call)]
+    shown = [Call(MIXED, weighting=weighting, side=side) for weighting in WEIGHTINGS for side in ((7, 7), (14, 14))]
+    shown += [Call(MIXED, objective=objective, crop=crop) for objective in OBJECTIVES for crop in (True, False)]
+    launched = [launch for call in shown for launch in launches(call)]
     jobs = [(launch, architecture) for launch, _, _ in distinct(launched, 90) for architecture in ARCHITECTURES]
     codes = list(tqdm(compile_all(jobs, args.processes), total=len(jobs), unit="kernel", disable=None))
     names = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)

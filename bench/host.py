@@ -3,7 +3,8 @@
 Forward, and forward and backward, of `cgc_loss` with every backend that runs here, on CPU tensors and on a GPU's,
 beside a no-op: a torch.autograd.Function of five tensors that only allocates its outputs. One thread. Every round runs
 each of them once, for some milliseconds; ratios are taken within a round. On a GPU it is the time until all calls are
-queued, few enough to find room in the queue.
+queued, few enough to find room in the queue. Without a GPU, Triton's calls are timed but for the driver's launch, which
+does nothing there.
 
 `--baseline REV` measures another commit too, in the same rounds: its files in a temporary folder, its library built
 there, its calls in a process of their own, as are those of this checkout.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 
 from .harness import percentiles
-from .host_worker import NO_OP
+from .host_worker import NO_OP, UNLAUNCHED
 from .report import machine
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +40,7 @@ class Worker:
 
     Args:
         root: of the checkout.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", or UNLAUNCHED: the CPU's tensors given to Triton, which launches nothing.
         image_size: pixels of a view each way.
     """
 
@@ -162,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=224, help="pixels of a view each way (default: 224)")
     parser.add_argument("--baseline", metavar="REV", help="a commit to compare with")
     chosen = parser.parse_args(arguments)
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu", *[UNLAUNCHED] * bool(find_spec("triton"))]
     with contextlib.ExitStack() as stack:
         roots = {"this": ROOT}
         if chosen.baseline:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)\s*(.*?)\s*;", re.MULTILINE)
+LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)\s*(.*?)\s*;", re.MULTILINE)
 FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.MULTILINE)
 REGISTER = re.compile(r"(?<!\w)R(\d+)")
 WIDTH = re.compile(r"\.(?:[US])?(8|16|64|128|256)\b")
@@ -26,6 +26,7 @@ class Instruction(NamedTuple):
     predicate: str  # empty if it always runs
     opcode: str
     operands: str
+    address: int
 
     @property
     def name(self) -> str:
@@ -48,6 +49,12 @@ class Instruction(NamedTuple):
         """Whether the next line is never what runs next."""
         jumps = self.opcode == "BRA" and re.match(r"`\(|0x", self.operands)
         return not self.predicate and bool(jumps or self.name in ("EXIT", "RET", "JMP", "BRX"))
+
+    @property
+    def repeats(self) -> int | None:
+        """For a branch back, which closes a loop, the address of the loop's first instruction."""
+        target = re.search(r"0x([0-9a-f]+)$", self.operands) if self.name == "BRA" else None
+        return int(target[1], 16) if target and int(target[1], 16) < self.address else None
 
 
 class Facts(NamedTuple):
@@ -81,7 +88,7 @@ def functions(text: str) -> dict[str, list[Instruction]]:
 
 def parse(text: str) -> list[Instruction]:
     """Instructions of one function."""
-    return [Instruction(*found) for found in LINE.findall(text)]
+    return [Instruction(*found, int(address, 16)) for address, *found in LINE.findall(text)]
 
 
 def facts(instructions: list[Instruction]) -> Facts:
@@ -98,6 +105,13 @@ def facts(instructions: list[Instruction]) -> Facts:
         double=sum(bool(DOUBLE.match(each.opcode)) for each in kept),
         local=names["LDL"] + names["STL"],
     )
+
+
+def barriers_run(instructions: list[Instruction], rounds: int) -> int:
+    """Barriers that a block comes by where every loop that holds some is run `rounds` times, within one another too."""
+    loops = [(each.repeats, each.address) for each in instructions if each.repeats is not None]
+    barriers = [each.address for each in instructions if each.name == "BAR"]
+    return sum(rounds ** sum(first <= at <= last for first, last in loops) for at in barriers)
 
 
 def loads_in_flight(instructions: Iterable[Instruction]) -> int:

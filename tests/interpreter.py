@@ -3,7 +3,8 @@
 `repair()` changes, for the process, what triton 3.8's own interpreter does:
 
 - bfloat16: dots, arithmetic and comparisons on the values, not on the bit patterns; casts round to nearest even;
-- `tl.dot` of float32 in tf32 rounds its operands to tf32, and its shapes must be those a tensor core takes;
+- `tl.dot` of float32 in tf32 rounds its operands to tf32, in tf32x3 it is the sum of three such products, and its
+  shapes must be those a tensor core takes;
 - a Python float given to a kernel is float32, as in a real launch, or float64 where the parameter is annotated so;
 - a lane that is masked off and has no `other` reads NaN (integers: their largest value), for it is undefined;
 - every load, store and atomic must stay inside the tensor its pointer came from, else `OutOfBounds`;
@@ -226,6 +227,12 @@ def _to_tf32(handle: TensorHandle) -> TensorHandle:
     return TensorHandle(((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32), tl.float32)
 
 
+def _rest(whole: TensorHandle, rounded: TensorHandle) -> TensorHandle:
+    """What rounding has lost; nothing of what is not finite, as in triton's code for tf32x3."""
+    lost = whole.data - rounded.data
+    return TensorHandle(np.where(np.isnan(lost), np.float32(0), lost), tl.float32)
+
+
 # ---- Memory
 
 
@@ -326,9 +333,14 @@ class _Builder(interpreter.InterpreterBuilder):
         if _State.counts:
             _State.counts.dots[Dot(str(a.dtype.scalar), str(d.dtype.scalar), precision)] += 1
         a, b = _wide(a), _wide(b)
-        if precision == "tf32" and a.dtype.scalar == tl.float32:
-            a, b = _to_tf32(a), _to_tf32(b)
-        return super().create_dot(a, b, d, input_precision, max_num_imprecise_acc)
+        if a.dtype.scalar != tl.float32 or precision not in ("tf32", "tf32x3"):
+            return super().create_dot(a, b, d, input_precision, max_num_imprecise_acc)
+        high, right = _to_tf32(a), _to_tf32(b)
+        if precision == "tf32x3":
+            low, below = (_to_tf32(_rest(whole, rounded)) for whole, rounded in ((a, high), (b, right)))
+            for one, other in ((low, right), (high, below)):
+                d = super().create_dot(one, other, d, input_precision, max_num_imprecise_acc)
+        return super().create_dot(high, right, d, input_precision, max_num_imprecise_acc)
 
     def create_masked_load(self, ptrs, mask, other, *rest):
         _access("load", ptrs, mask)

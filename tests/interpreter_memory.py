@@ -95,8 +95,8 @@ class Counts:
         return self._sum("atomic", tensor)
 
     def rounded_dots(self) -> list[Dot]:
-        """The kinds of dot that rounded float32 operands (tf32 and its relatives)."""
-        return [dot for dot in self.dots if dot.operands == "fp32" and dot.precision != "ieee"]
+        """The kinds of dot that rounded float32 operands (tf32), and did not make up for it (tf32x3)."""
+        return [dot for dot in self.dots if dot.operands == "fp32" and dot.precision not in ("ieee", "tf32x3")]
 
     def __str__(self) -> str:
         """A table: kernel, parameter, kind, bytes, use of sectors."""

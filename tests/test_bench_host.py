@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import subprocess
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -29,6 +30,19 @@ def test_every_backend_is_timed_beside_the_no_op(worker):
     lines = host.table(seconds, "cpu", None).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == worker.candidates
     assert "1.00 [1.00-1.00]" in lines[2]
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="needs triton")
+def test_triton_is_timed_without_a_gpu():
+    """Its kernels are compiled, but none is launched."""
+    with contextlib.closing(host.Worker(host.ROOT, host.UNLAUNCHED, 16)) as running:
+        assert running.candidates == ["no-op", "triton"]
+        seconds = host.measure({"this": running}, rounds=2)
+    both, forward, no_op = (
+        np.median(seconds[host.Key("this", *key)]) for key in (("triton", True), ("triton", False), ("no-op", True))
+    )
+    assert no_op < both
+    assert forward < both
 
 
 def test_ratios_are_of_one_round():

@@ -221,3 +221,13 @@ ELF = """
 def test_sizes_of_blocks_are_read():
     """At most that many, exactly that many, nothing said."""
     assert sass.block_sizes(ELF) == {"_Z1aPi": 256, "_Z1bPi": 128, "_Z1cPi": 1024}
+
+
+def test_barriers_of_loops_count_as_often_as_these_run():
+    """One before, one in an outer loop, one in the loop inside; a branch forward and one to itself close no loop."""
+    code = lines(
+        "BAR.SYNC 0x0", "BAR.SYNC 0x0", "BAR.SYNC 0x0", "@P0 BRA 0x20", "@P1 BRA 0x10", "@P2 BRA 0x70", "BRA 0x60"
+    )
+    assert [each.repeats for each in code] == [None, None, None, 0x20, 0x10, None, None]
+    assert sass.barriers_run(code, 4) == 1 + 4 + 16
+    assert sass.barriers_run(code, 1) == sass.facts(code).barriers

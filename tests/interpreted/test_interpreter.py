@@ -250,6 +250,10 @@ def test_tf32_rounds_and_is_recorded():
     assert 1e-5 < (out - exact).abs().max() < 1e-2
     assert counts.rounded_dots() == [Dot("fp32", "fp32", "tf32")]
     assert product("tf32", torch.bfloat16)[2].rounded_dots() == []
+    out, exact, counts = product("tf32x3")
+    assert_close(out.double(), exact, tol=1e-6)
+    assert not torch.equal(out, product("ieee")[0])
+    assert counts.rounded_dots() == []
 
 
 def test_a_dot_must_be_as_large_as_the_compiler_demands():

@@ -1,17 +1,15 @@
 """Stage contrast as Triton kernels."""
 
-import importlib
-from collections import defaultdict
-
 import pytest
 import test_contrast
 import test_ops
 import torch
 from compare import assert_close, assert_same_bits
 from interpreter import program_order
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import backends
+from cgc_kernels.backends.triton.kernels import cam, cgc, contrast
+from cgc_kernels.ops.cgc import saved_bytes
 
 pytestmark = test_ops.pytestmark
 
@@ -46,32 +44,31 @@ def test_shares_of_the_samples(sizes):
     test_contrast.check_shares(triton, sizes)
 
 
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made, results included."""
+def test_what_is_symmetric_takes_one_product():
+    """Rows and keys that are images of one map under a symmetric matrix: the gradient of the map is that by both."""
+    generator = torch.Generator().manual_seed(4)
+    rows, matrix = torch.rand(37, 9, generator=generator).double(), torch.rand(9, 9, generator=generator).double()
+    matrix = matrix @ matrix.T
+    keys, positives = rows @ matrix, torch.rand(37, generator=generator).double()
+    loss, row_losses = torch.ops.cgc_kernels_triton.contrast(rows, keys, positives, 0, 37, 2.0)
+    given = torch.ones_like(loss), rows, keys, positives, row_losses
+    grads = torch.ops.cgc_kernels_triton.contrast_backward(*given, 0, 37, 2.0)
+    together, nothing, of_positives = torch.empty_like(rows), rows.new_empty(0), torch.empty_like(positives)
+    launch = contrast.gradients_launch(*rows.shape, 0, 37, rows.dtype, symmetric=True)
+    launch(*given, together, nothing, of_positives, 2.0, 0.0)
+    assert_close(together, grads[0] + grads[1] @ matrix, 1e-12)
+    assert_same_bits(of_positives, grads[2])
 
-    def __enter__(self):
-        self.bytes = 0
-        return super().__enter__()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not function.is_view:
-            self.bytes += result.nbytes
-        return result
-
-
-def test_nothing_is_kept_beside_the_results(monkeypatch):
-    """But a counter: without workspace there is no [B, B], of any batch. The kernels need not run for that."""
-    kernels = importlib.import_module("cgc_kernels.backends.triton.kernels.contrast")
-    for name in ("contrast_kernel", "contrast_backward_kernel"):
-        monkeypatch.setattr(kernels, name, defaultdict(lambda: lambda *args, **constants: None))
-    rows = torch.empty(65536, 49)
-    positives = torch.empty(65536, dtype=torch.float64)
-    for count in (65536, 8192):
-        with Allocated() as allocated:
-            results = kernels.contrast(rows, rows, positives, 0, count, 0.5)
-            results += kernels.contrast_backward(results[0], rows, rows, positives, positives, 0, count, 0.5)
-        assert allocated.bytes <= sum(t.nbytes for t in results) + 64
+@pytest.mark.parametrize("objective", range(3))
+def test_the_workspace_of_many_rows_is_small(objective):
+    """Beside what is saved, for 65,536 samples with maps of 7 x 7 in float32."""
+    of = cam.Features(2, torch.Size([65536, 8, 7, 7]), torch.float32, 0, torch.device("cpu"))
+    saved = sum(saved_bytes(of, False, objective))
+    settings = cam.POOLED.value, (1,) * 5, (224, 224), objective
+    for chain in (cgc._Forward(of, *settings), cgc._Backward(of, *settings, 15, saved)):
+        assert chain.saved.bytes == saved
+        assert chain.workspace.bytes < 64 * 2**20
 
 
 def test_large_logits_do_not_overflow():

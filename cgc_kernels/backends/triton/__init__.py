@@ -4,7 +4,6 @@ Registered as operators of their own namespace, with the schemas, fakes and auto
 is imported when a kernel first runs. With TRITON_INTERPRET=1 the kernels run on CPU tensors, in Triton's interpreter.
 """
 
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -70,8 +69,10 @@ def _implement(namespace: Namespace) -> None:
 
 def _run(stage, name, first, *arguments):
     """Run what a stage's file launches, on the device and the current stream of the first tensor."""
-    with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
-        return _kernel(stage, name)(first, *arguments)
+    if first.is_cuda and first.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(first.device):
+            return _kernel(stage, name)(first, *arguments)
+    return _kernel(stage, name)(first, *arguments)
 
 
 @functools.cache

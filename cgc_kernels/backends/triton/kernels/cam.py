@@ -3,13 +3,15 @@
 Tiles are [channels, positions] of one sample; which of the two lies contiguous in memory is for the compiler to see.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from ....ops.cam import pools, wanted
 from ....options import accumulation_dtype
-from .launch import LARGEST_SAMPLE, WARPS, check_map, split, streaming, triton_dtype
+from .launch import LARGEST_SAMPLE, Launch, check_map, kind, plans, split, streaming, triton_dtype
 
 POOLED, MEAN, ELEMENTWISE = (tl.constexpr(i) for i in range(3))
 # Memory formats of the two views: bit 0, the first is channels_last; bit 1, the second.
@@ -151,38 +153,21 @@ def cam_backward_kernel(
         )  # fmt: skip
 
 
-def partial_sums(views: list[tuple[torch.Tensor, torch.Tensor]], elementwise: bool, weights) -> torch.Tensor:
-    """Sums over splits of the channels, [views, B, splits, P]; weights, [views, B, C], are stored where averaged."""
-    features, gradients = views[0]
-    aug_features, aug_gradients = views[-1]
-    batch, channels, height, width = features.shape
-    check(features.shape)
-    share, constants = tiling([features for features, _ in views], gradients, elementwise)
-    shape = (len(views), batch, share.count, height * width)
-    sums = features.new_empty(shape, dtype=accumulation_dtype(features))
-    cam_kernel[(batch, share.count, len(views))](
-        features, gradients, aug_features, aug_gradients, sums, weights, channels, share.blocks,
-        **constants,
-    )  # fmt: skip
-    return sums
+class Features(NamedTuple):
+    """What launches depend on, of the features of one view or of two alike."""
+
+    views: int
+    shape: torch.Size
+    dtype: torch.dtype
+    layouts: int
+    device: torch.device
 
 
-def tiling(features: list[torch.Tensor], gradients: torch.Tensor, elementwise: bool):
-    """Split of the channels, and the kernels' constants and options, for the features of one or two views."""
-    batch, channels, height, width = features[0].shape
-    tile = streaming(height * width, features[0].element_size())
-    share = split(channels, len(features) * batch, tile.block, features[0].device)
-    constants = {
-        "P": height * width,
-        "P2": tile.positions,
-        "BLOCK": tile.block,
-        "WEIGHTING": weighting_of(gradients, elementwise),
-        "LAYOUTS": (not features[0].is_contiguous()) + 2 * (not features[-1].is_contiguous()),
-        "D": triton_dtype(features[0].dtype),
-        "num_warps": WARPS,
-        "maxnreg": tile.registers,
-    }
-    return share, constants
+def features_of(features: torch.Tensor, aug_features: torch.Tensor | None = None) -> Features:
+    """For the features of one view or of both."""
+    second = features if aug_features is None else aug_features
+    layouts = (not features.is_contiguous()) + 2 * (not second.is_contiguous())
+    return Features(1 + (aug_features is not None), features.shape, features.dtype, layouts, features.device)
 
 
 def weighting_of(gradients: torch.Tensor, elementwise: bool) -> int:
@@ -191,40 +176,49 @@ def weighting_of(gradients: torch.Tensor, elementwise: bool) -> int:
     return kind.value
 
 
-def check(shape: torch.Size) -> None:
-    """Raise ValueError for features beyond what the kernels address."""
-    _, channels, height, width = shape
+def _launch(kernel, of: Features, weighting: int, **fixed) -> Launch:
+    batch, channels, height, width = of.shape
     check_map(height, width)
     if channels * height * width > LARGEST_SAMPLE:
         raise ValueError(
             f"C * H * W must be at most {LARGEST_SAMPLE} for backend 'triton', got {channels * height * width}; "
             "use backend='torch'"
         )
+    tile = streaming(height * width, of.dtype.itemsize)
+    share = split(channels, of.views * batch, tile.block, of.device)
+    fixed |= {"channels": channels, "blocks": share.blocks, "P": height * width, "P2": tile.positions}
+    fixed |= {"BLOCK": tile.block, "WEIGHTING": weighting, "LAYOUTS": of.layouts, "D": triton_dtype(of.dtype)}
+    return Launch(kernel, (batch, share.count, of.views), tile.options, fixed)
+
+
+def sums_launch(of: Features, weighting: int) -> Launch:
+    """Of partial sums [views, B, splits, P]; the grid's second number is that of the splits."""
+    return _launch(cam_kernel, of, weighting)
+
+
+def gradients_launch(of: Features, weighting: int, needs: int) -> Launch:
+    """Of the gradients that are asked for: two bits a view, in the order of the tensors."""
+    return _launch(cam_backward_kernel, of, weighting, NEEDS=needs, VIEWS=of.views)
+
+
+_forward, _backward = plans(sums_launch), plans(gradients_launch)
 
 
 def cam(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Kernel of operator cam."""
     batch, channels, height, width = features.shape
-    shape = (batch, channels) if pools(gradients, elementwise) else (0,)
-    weights = features.new_empty(shape, dtype=accumulation_dtype(features))
-    sums = partial_sums([(features, gradients)], elementwise, weights)
-    return sums[0].sum(dim=1).relu_().view(batch, height, width), weights
+    dtype, given = accumulation_dtype(features), (features, gradients)
+    weights = features.new_empty((batch, channels) if pools(gradients, elementwise) else (0,), dtype=dtype)
+    launch = _forward(kind(*given), features_of(features), weighting_of(gradients, elementwise))
+    sums = features.new_empty((batch, launch.grid[1], height, width), dtype=dtype)
+    launch(*given, *given, sums, weights)
+    return sums.sum(dim=1).relu_(), weights
 
 
 def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, need_gradients):
     """Kernel of operator cam_backward."""
-    return views_backward(grad_heatmaps, heatmaps, [(features, gradients)], need_features + 2 * need_gradients)
-
-
-def views_backward(
-    grad_heatmaps: torch.Tensor, heatmaps: torch.Tensor, views: list[tuple[torch.Tensor, torch.Tensor]], needs: int
-) -> tuple[torch.Tensor, ...]:
-    """Gradients of features and gradients of every view; needs: two bits a view, in the order of the gradients."""
-    grads = tuple(wanted(tensor, bool(needs >> i & 1)) for i, tensor in enumerate(sum(views, ())))
-    features, gradients = views[0]
-    share, constants = tiling([features for features, _ in views], gradients, True)
-    cam_backward_kernel[(features.shape[0], share.count, len(views))](
-        grad_heatmaps, heatmaps, *views[0], *views[-1], *grads[:2], *grads[-2:], features.shape[1], share.blocks,
-        NEEDS=needs, VIEWS=len(views), **constants,
-    )  # fmt: skip
+    given, needs = (grad_heatmaps, heatmaps, features, gradients), need_features + 2 * need_gradients
+    grads = wanted(features, need_features), wanted(gradients, need_gradients)
+    launch = _backward(kind(*given), features_of(features), weighting_of(gradients, True), needs)
+    launch(*given, *given[2:], *grads, *grads)
     return grads

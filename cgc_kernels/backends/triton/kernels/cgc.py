@@ -1,35 +1,66 @@
-"""The three stages chained, a launch each: cam, resample, contrast with the mean; and back."""
+"""The three stages chained, a launch each: cam, resample, contrast with the mean; and back.
 
-from typing import NamedTuple
+What follows from the kind of a call is worked out once, for all of its launches together.
+"""
 
 import torch
 
-from ....ops.cam import pools
+from ....ops.cam import wanted
 from ....ops.cgc import saved_bytes
 from ....options import accumulation_dtype
-from .cam import partial_sums, views_backward
-from .contrast import contrast_gradients, contrast_loss, mean_square_loss
-from .resample import MSE, maps_backward, resample_maps
+from . import cam, contrast, resample
+from .launch import Launch, Layout, kind, plans
 
 
-class Saved(NamedTuple):
-    """The parts of what operator cgc saves, as it lays them out (ops/cgc.py), each of them flat."""
+class _Chain:
+    """One way of a kind of call: its launches, and the buffers that they share."""
 
-    positives: torch.Tensor  # [B]
-    row_losses: torch.Tensor  # [B]
-    weights: torch.Tensor  # [2, B, C], or empty
-    heatmaps: torch.Tensor  # [2, B, H, W]
-    rows: torch.Tensor  # [B, H * W], or empty; so the keys
-    keys: torch.Tensor
-    state: torch.Tensor  # [B, 3, H, W]
+    def __init__(self, of: cam.Features, pooled: bool, objective: int):
+        batch, _, *side = of.shape
+        self.side, self.cells, self.batch = tuple(side), side[0] * side[1], batch
+        self.released, self.mse = objective == resample.RELEASED.value, objective == resample.MSE.value
+        self.dtype, wide = accumulation_dtype(of), torch.float64
+        # positives, row losses, weights, heatmaps, rows, keys and state: ops/cgc.py
+        dtypes = (wide, wide, *[self.dtype] * 4, wide if self.mse else self.dtype)
+        self.saved = Layout(*zip(dtypes, saved_bytes(of, pooled, objective), strict=True))
+        self.maps_bytes = batch * self.cells * self.dtype.itemsize
+        self.last: Launch
+
+    def places(self, tensors) -> list:
+        """What the launches take for tensors."""
+        return [tensor.data_ptr() for tensor in tensors] if self.last.compiled else tensors
+
+    def parts(self, layout: Layout, buffer: torch.Tensor) -> list:
+        """What they take for the parts of a buffer."""
+        return layout.addresses(buffer) if self.last.compiled else layout.tensors(buffer)
 
 
-def parts_of(saved: torch.Tensor, features: torch.Tensor, pooled: bool, objective: int) -> Saved:
-    """Views of its parts."""
-    wide, acc = torch.float64, accumulation_dtype(features)
-    parts = saved.split(saved_bytes(features, pooled, objective))
-    dtypes = (wide, wide, acc, acc, acc, acc, wide if objective == MSE.value else acc)
-    return Saved(*(part.view(dtype) for part, dtype in zip(parts, dtypes, strict=True)))
+class _Forward(_Chain):
+    def __init__(self, of, weighting, strides, size, objective):
+        super().__init__(of, weighting == cam.MEAN.value, objective)
+        self.cam = cam.sums_launch(of, weighting)
+        splits = self.cam.grid[1]
+        self.resample = resample.forward_launch(self.batch, self.side, size, strides, objective, self.dtype, splits)
+        share, pixels = (self.batch, self.cells, 0, self.batch), size[0] * size[1]
+        self.contrast = self.last = contrast.loss_launch(*share, objective, pixels, self.dtype)
+        # Partial sums of both views, and the contrast's counter.
+        self.workspace = Layout((self.dtype, 2 * splits * self.maps_bytes), (torch.int32, 4))
+
+
+class _Backward(_Chain):
+    def __init__(self, of, weighting, strides, size, objective, needs, saved):
+        # Its length tells whether weights were saved; these come back as pooled gradients.
+        super().__init__(of, saved == sum(saved_bytes(of, True, objective)), objective)
+        self.contrast = contrast.gradients_launch(self.batch, self.cells, 0, self.batch, self.dtype, self.released)
+        self.resample = resample.backward_launch(self.batch, self.side, size, strides, objective, self.dtype, True)
+        self.cam = self.last = cam.gradients_launch(of, weighting, needs)
+        rows, keys = 0 if self.mse else self.maps_bytes, 0 if self.mse or self.released else self.maps_bytes
+        # Gradients of the positives, of both views' heatmaps, of rows and of keys.
+        maps = [(self.dtype, size) for size in (2 * self.maps_bytes, rows, keys)]
+        self.workspace = Layout((torch.float64, 0 if self.mse else 8 * self.batch), *maps)
+
+
+_forward, _backward = plans(_Forward), plans(_Backward)
 
 
 def cgc(
@@ -37,20 +68,24 @@ def cgc(
     consistency, eps,
 ):  # fmt: skip
     """Kernel of operator cgc."""
-    size, side, pooled = (height, width), features.shape[2:], pools(gradients, elementwise)
-    saved = features.new_empty(sum(saved_bytes(features, pooled, objective)), dtype=torch.uint8)
-    parts = parts_of(saved, features, pooled, objective)
-    sums = partial_sums([(features, gradients), (aug_features, aug_gradients)], elementwise, parts.weights)
-    counter = features.new_empty(1, dtype=torch.int32)
-    outputs = parts.rows, parts.keys, parts.positives, parts.state
-    resample_maps(
-        sums[0], sums[1], parts.heatmaps, sums.shape[2], side, transform, size, eps, objective, counter, outputs
-    )
-    losses = parts.positives, parts.row_losses
-    if objective == MSE.value:
-        return mean_square_loss(*losses, size, consistency, sums.dtype), saved
-    rows, length = (parts.rows, parts.keys), side[0] * side[1]
-    return contrast_loss(*rows, *losses, 0, length, temperature, consistency, counter, objective), saved
+    views = features, gradients, aug_features, aug_gradients
+    settings = resample.strides_of(transform), (height, width), objective
+    of, weighting = cam.features_of(features, aug_features), cam.weighting_of(gradients, elementwise)
+    chain = _forward(kind(*views, *transform), of, weighting, *settings)
+    loss = features.new_empty((), dtype=chain.dtype)
+    saved = features.new_empty(chain.saved.bytes, dtype=torch.uint8)
+    workspace = features.new_empty(chain.workspace.bytes, dtype=torch.uint8)
+    positives, row_losses, weights, heatmaps, rows, keys, state = chain.parts(chain.saved, saved)
+    sums, counter = chain.parts(chain.workspace, workspace)
+    *views, to = chain.places([*views, loss])
+    fields = chain.places(resample.pointers(transform))
+    chain.cam(*views, sums, weights)
+    chain.resample(sums, sums, heatmaps, *fields, rows, keys, positives, state, counter, eps)
+    if chain.mse:
+        chain.contrast(to, row_losses, positives, consistency)
+    else:
+        chain.contrast(rows, keys, positives, row_losses, to, counter, temperature, consistency)
+    return loss, saved
 
 
 def cgc_backward(
@@ -58,21 +93,20 @@ def cgc_backward(
     elementwise, objective, consistency, eps, needs,
 ):  # fmt: skip
     """Kernel of operator cgc_backward."""
-    batch, _, *side = features.shape
-    # Their length tells whether weights were saved; these come back as pooled gradients.
-    pooled = len(saved) == sum(saved_bytes(features, True, objective))
-    parts, mse = parts_of(saved, features, pooled, objective), objective == MSE.value
-    upstream = parts.rows, parts.keys, parts.positives
-    if not mse:
-        length = side[0] * side[1]
-        upstream = contrast_gradients(
-            grad_loss, *upstream, parts.row_losses, 0, batch, length, temperature, consistency
-        )
-    heatmaps = parts.heatmaps.view(2, batch, *side)
-    grads = torch.empty_like(heatmaps)
-    upstream = (*upstream, grad_loss, parts.positives)
-    maps_backward(
-        upstream, heatmaps.unbind(), transform, parts.state, grads.unbind(), (height, width), eps, consistency,
-        objective, from_loss=mse,
-    )  # fmt: skip
-    return views_backward(grads, heatmaps, [(features, gradients), (aug_features, aug_gradients)], needs)
+    views = features, gradients, aug_features, aug_gradients
+    settings = resample.strides_of(transform), (height, width), objective, needs, len(saved)
+    of, weighting = cam.features_of(features, aug_features), cam.weighting_of(gradients, True)
+    chain = _backward(kind(*views, *transform, saved, grad_loss), of, weighting, *settings)
+    grads = tuple([wanted(tensor, bool(needs >> i & 1)) for i, tensor in enumerate(views)])
+    workspace = features.new_empty(chain.workspace.bytes, dtype=torch.uint8)
+    positives, row_losses, _, heatmaps, rows, keys, state = chain.parts(chain.saved, saved)
+    grad_positives, grad_heatmaps, grad_rows, grad_keys = chain.parts(chain.workspace, workspace)
+    (upstream, *views), to = chain.places([grad_loss, *views]), chain.places(grads)
+    fields = chain.places(resample.pointers(transform))
+    units, arriving = (rows, keys, positives), (grad_rows, grad_keys, grad_positives)
+    if not chain.mse:
+        chain.contrast(upstream, *units, row_losses, *arriving, temperature, consistency)
+    maps, grad_maps = [heatmaps] * 2, [grad_heatmaps] * 2
+    chain.resample(*arriving, upstream, *maps, *fields, *units, state, *grad_maps, eps, consistency)
+    chain.cam(grad_heatmaps, heatmaps, *views, *to)
+    return grads

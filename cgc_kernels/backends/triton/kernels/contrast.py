@@ -1,26 +1,21 @@
 """Stage contrast: rows, keys, positives -> loss, in tiles of similarities; [B, B] is never stored.
 
 Logits are taken relative to the positive, whose own is then 0; a running maximum serves any temperature. The backward
-recomputes the tiles from the row losses.
+recomputes the tiles from the row losses. Row and key of the released objective are images of one map, so that their
+similarities are symmetric: one product of each pair gives both gradients.
 """
-
-import functools
 
 import torch
 import triton
 import triton.language as tl
 
 from .geometry import product
-from .launch import REGISTERS, WARPS, ceil_div, triton_dtype
-from .resample import MSE
+from .launch import Launch, ceil_div, contrasting, kind, plans, triton_dtype
+from .resample import MSE, RELEASED
 
-# Cells that a tile of similarities takes at once, and cells whose gradient a program sums.
-BLOCK_K = 32
-# Rows of a program: as few as a dot product takes, for a batch has few of them.
-BLOCK_M = 16
-BLOCK_N = 64
 # Row losses that the last program sums at once.
 SUM = tl.constexpr(1024)
+INTEGERS = ("batch", "begin", "count")
 
 
 @triton.jit
@@ -75,10 +70,10 @@ def store_loss(loss, row_losses, positives, count, consistency, pixels, OBJECTIV
     tl.store(loss, mean.to(loss.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["batch", "begin", "count"])
+@triton.jit(do_not_specialize=INTEGERS)
 def contrast_kernel(
-    rows, keys, positives, row_losses, loss, counter, batch, begin, count,
-    temperature: tl.float64, consistency: tl.float64,
+    rows, keys, positives, row_losses, loss, counter, temperature: tl.float64, consistency: tl.float64,
+    batch, begin, count,
     OBJECTIVE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +104,7 @@ def contrast_kernel(
 
 
 @triton.jit(do_not_specialize=["batch"])
-def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float64, pixels: tl.float64):
+def mean_square_kernel(loss, row_losses, positives, consistency: tl.float64, batch, pixels: tl.float64):
     """Loss of the mse objective, whose row losses are zero."""
     for first in range(0, batch, SUM):
         i = first + tl.arange(0, SUM)
@@ -117,18 +112,19 @@ def mean_square_kernel(loss, row_losses, positives, batch, consistency: tl.float
     store_loss(loss, row_losses, positives, batch, consistency, pixels, MSE)
 
 
-@triton.jit(do_not_specialize=["batch", "begin", "count"])
+@triton.jit(do_not_specialize=INTEGERS)
 def contrast_backward_kernel(
-    grad_loss, rows, keys, positives, row_losses, grad_rows, grad_keys, grad_positives, batch, begin, count,
-    temperature: tl.float64, consistency: tl.float64,
+    grad_loss, rows, keys, positives, row_losses, grad_rows, grad_keys, grad_positives,
+    temperature: tl.float64, consistency: tl.float64, batch, begin, count, SYMMETRIC: tl.constexpr,
     LENGTH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some cells of a block of rows, or of keys, and of the rows' positives; of those from `begin` on.
 
     A similarity's weight is its probability among the logits of the row that owns it, times grad_loss / (tau B).
+    SYMMETRIC: grad_rows takes the gradients of the unit maps that rows and keys are images of, grad_keys nothing.
     """
-    own = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    i = begin + own
+    mine = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = begin + mine
     of_keys = tl.program_id(1) == 1
     k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     left = rows
@@ -140,82 +136,68 @@ def contrast_backward_kernel(
         grads = grad_keys
     own_positive = tl.load(positives + i, mask=i < batch, other=0).to(D)[:, None]
     own_loss = tl.load(row_losses + i, mask=i < batch, other=0).to(D)[:, None]
-    inverse = 1 / (tl.zeros([1, 1], tl.float64) + temperature)
+    inverse = (1 / (tl.zeros([1, 1], tl.float64) + temperature)).to(D)
     upstream = tl.load(grad_loss).to(tl.float64) / batch
-    scale = (upstream * inverse).to(D)
-    inverse = inverse.to(D)
     total = tl.zeros([BLOCK_M, BLOCK_K], D)
     others = tl.zeros([BLOCK_M], D)
     for first in range(0, batch, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
-        positive = tl.where(of_keys, tl.load(positives + j, mask=j < batch, other=0).to(D)[None, :], own_positive)
-        row_loss = tl.where(of_keys, tl.load(row_losses + j, mask=j < batch, other=0).to(D)[None, :], own_loss)
-        logit = (similarities(left, right, i, j, batch, LENGTH, BLOCK_K, D) - positive) * inverse - row_loss
+        their_positive = tl.load(positives + j, mask=j < batch, other=0).to(D)[None, :]
+        their_loss = tl.load(row_losses + j, mask=j < batch, other=0).to(D)[None, :]
+        similarity = similarities(left, right, i, j, batch, LENGTH, BLOCK_K, D)
         negative = (i < batch)[:, None] & (j < batch)[None, :] & (i[:, None] != j[None, :])
-        weight = tl.exp(tl.where(negative, logit, float("-inf"))) * scale
+        own = (similarity - own_positive) * inverse - own_loss
+        theirs = (similarity - their_positive) * inverse - their_loss
+        if SYMMETRIC:
+            weight = tl.exp(tl.where(negative, own, float("-inf")))
+            others += tl.sum(weight, axis=1)
+            weight += tl.exp(tl.where(negative, theirs, float("-inf")))
+        else:
+            weight = tl.exp(tl.where(negative, tl.where(of_keys, theirs, own), float("-inf")))
+            others += tl.sum(weight, axis=1)
         total += product(weight, load_rows(right, j[:, None], k[None, :], batch, LENGTH), D)
-        others += tl.sum(weight, axis=1)
-    place = own.to(tl.int64)[:, None] * LENGTH + k[None, :]
-    tl.store(grads + place, total, mask=(own < count)[:, None] & (k < LENGTH)[None, :])
+    place = mine.to(tl.int64)[:, None] * LENGTH + k[None, :]
+    tl.store(grads + place, total * (upstream.to(D) * inverse), mask=(mine < count)[:, None] & (k < LENGTH)[None, :])
     if (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
-        grad = -others.to(tl.float64) - consistency * upstream
-        tl.store(grad_positives + own, grad, mask=own < count)
+        grad = -upstream * (others.to(tl.float64) / temperature + consistency)
+        tl.store(grad_positives + mine, grad, mask=mine < count)
 
 
-@functools.cache
-def constants(length: int, dtype: torch.dtype) -> dict:
-    """Compile-time arguments of the kernels, and their options; not to be changed."""
-    columns = BLOCK_N * 4 // dtype.itemsize
-    blocks = {"BLOCK_K": BLOCK_K, "BLOCK_M": BLOCK_M, "BLOCK_N": columns}
-    return {"LENGTH": length, **blocks, "D": triton_dtype(dtype), "num_warps": WARPS, "maxnreg": REGISTERS}
+def loss_launch(batch, length, begin, count, objective, pixels, dtype) -> Launch:
+    """Of `count` rows of a length from `begin` on; of the mse objective, from the positives alone, `pixels` being those
+    of a view."""
+    if objective == MSE.value:
+        return Launch(mean_square_kernel, (1, 1, 1), {}, {"batch": batch, "pixels": float(pixels)})
+    return _launch(contrast_kernel, batch, length, begin, count, dtype, OBJECTIVE=objective)
 
 
-def contrast_loss(rows, keys, positives, row_losses, first, length, temperature, consistency, counter, objective):
-    """Launch the forward on rows of a length, from `first` on as many as row_losses, which it stores.
-
-    counter: a zero, int32.
-    """
-    batch, count, loss = len(positives), len(row_losses), rows.new_empty(())
-    contrast_kernel[(ceil_div(count, BLOCK_M),)](
-        rows, keys, positives, row_losses, loss, counter, batch, first, count, temperature, consistency,
-        OBJECTIVE=objective, **constants(length, rows.dtype),
-    )  # fmt: skip
-    return loss
+def gradients_launch(batch, length, begin, count, dtype, symmetric=False) -> Launch:
+    """Of rows and keys of a length, `count` from `begin` on; symmetric: of the unit maps that both are images of."""
+    grid = 1 if symmetric else 2, length
+    return _launch(contrast_backward_kernel, batch, length, begin, count, dtype, *grid, SYMMETRIC=symmetric)
 
 
-def mean_square_loss(positives, row_losses, size, consistency, dtype):
-    """Launch the forward of the mse objective."""
-    loss = positives.new_empty((), dtype=dtype)
-    mean_square_kernel[(1,)](loss, row_losses, positives, len(positives), consistency, float(size[0] * size[1]))
-    return loss
+def _launch(kernel, batch, length, begin, count, dtype, sides=1, cells=1, **fixed) -> Launch:
+    tile = contrasting(count, length, dtype)
+    fixed |= {"batch": batch, "begin": begin, "count": count, "LENGTH": length, "D": triton_dtype(dtype), **tile.blocks}
+    return Launch(kernel, (ceil_div(count, tile.rows), sides, ceil_div(cells, tile.cells)), tile.options, fixed)
 
 
-def contrast_gradients(grad_loss, rows, keys, positives, row_losses, first, count, length, temperature, consistency):
-    """Launch the backward on rows of a length, `count` from `first` on.
-
-    grad_positives include the consistency term's.
-    """
-    sizes = count * length, count * length, count
-    grads = tuple(t.new_empty(size) for t, size in zip((rows, keys, positives), sizes, strict=True))
-    contrast_backward_kernel[(ceil_div(count, BLOCK_M), 2, ceil_div(length, BLOCK_K))](
-        grad_loss, rows, keys, positives, row_losses, *grads, len(positives), first, count, temperature, consistency,
-        **constants(length, rows.dtype),
-    )  # fmt: skip
-    return grads
+_forward, _backward = plans(loss_launch), plans(gradients_launch)
 
 
 def contrast(rows, keys, positives, first, count, temperature):
     """Kernel of operator contrast."""
     counter = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    row_losses = positives.new_empty(count)
-    length = rows.shape[1]
-    return contrast_loss(rows, keys, positives, row_losses, first, length, temperature, 0.0, counter, 0), row_losses
+    row_losses, loss = positives.new_empty(count), rows.new_empty(())
+    launch = _forward(kind(rows, keys, positives), *rows.shape, first, count, RELEASED.value, 1, rows.dtype)
+    launch(rows, keys, positives, row_losses, loss, counter, temperature, 0.0)
+    return loss, row_losses
 
 
 def contrast_backward(grad_loss, rows, keys, positives, row_losses, first, count, temperature):
     """Kernel of operator contrast_backward."""
-    tensors, length = (rows, keys, positives, row_losses), rows.shape[1]
-    grad_rows, grad_keys, grad_positives = contrast_gradients(
-        grad_loss, *tensors, first, count, length, temperature, 0.0
-    )
-    return grad_rows.view(count, length), grad_keys.view(count, length), grad_positives
+    given, (batch, length) = (grad_loss, rows, keys, positives, row_losses), rows.shape
+    grads = rows.new_empty(count, length), keys.new_empty(count, length), positives.new_empty(count)
+    _backward(kind(*given), batch, length, first, count, rows.dtype)(*given, *grads, temperature, 0.0)
+    return grads

@@ -1,7 +1,8 @@
-"""How kernels are launched: in grids that fill the device, with block sizes from one small table."""
+"""How kernels are launched: what is worked out once for a kind of call, and the one table of block sizes."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -27,8 +28,10 @@ PROGRAMS = 16
 # Registers of a thread in the kernels that have few blocks, or much in each: left to itself, the assembler spills some
 # of them to fit more blocks on a multiprocessor.
 REGISTERS = 255
-# Pixels of the view handled at once: the least that a dot product takes.
-STEP = 16
+# Rows beyond which programs of the contrast take more than the least, to read columns less often.
+MANY_ROWS = 4096
+# Kinds of call whose launches are kept: a training has a few, one that resizes its images more.
+KINDS = 256
 
 
 class Streaming(NamedTuple):
@@ -36,7 +39,28 @@ class Streaming(NamedTuple):
 
     positions: int  # at least H * W
     block: int  # channels of a tile
-    registers: int | None  # at most, of a thread; None: as many as the assembler likes
+    options: dict  # of the compiler
+
+
+class Resampling(NamedTuple):
+    """How one sample is resampled."""
+
+    step: int  # pixels of an axis, or of a line, at once
+    options: dict
+
+
+class Contrasting(NamedTuple):
+    """Tiles of similarities."""
+
+    rows: int  # of a program
+    columns: int  # at once
+    cells: int  # of rows and columns at once, and cells whose gradient a program sums
+    options: dict
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """As the kernels name them."""
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.columns, "BLOCK_K": self.cells}
 
 
 class Splits(NamedTuple):
@@ -46,12 +70,84 @@ class Splits(NamedTuple):
     blocks: int  # tiles of each
 
 
+class Layout:
+    """Parts of one buffer of bytes, without padding: (dtype, bytes) of each."""
+
+    def __init__(self, *parts: tuple[torch.dtype, int]):
+        self._dtypes, self._sizes = zip(*parts, strict=True)
+        self._offsets = [sum(self._sizes[:i]) for i in range(len(parts))]
+        self.bytes = sum(self._sizes)
+
+    def tensors(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """Each part as a flat tensor."""
+        return [part.view(dtype) for part, dtype in zip(buffer.split(self._sizes), self._dtypes, strict=True)]
+
+    def addresses(self, buffer: torch.Tensor) -> list[int]:
+        """Where each part begins."""
+        start = buffer.data_ptr()
+        return [start + offset for offset in self._offsets]
+
+
+class Launch:
+    """A kernel, its grid, and those of its arguments that every call of one kind shares.
+
+    fixed: by name, the kernel's last parameters. Its first ones, tensors and floats, are given at each call: the first
+    call has Triton find or compile the code for them, later ones go straight to it and may give addresses for tensors.
+    They must be alike in dtype and in whether a multiple of 16 bytes: what Triton specialises the code for.
+    """
+
+    def __init__(self, kernel, grid: tuple[int, int, int], options: dict, fixed: dict[str, Any]):
+        self.kernel, self.grid = kernel, grid
+        self._named = {**fixed, **options}
+        self._fixed = [fixed[name] for name in kernel.arg_names if name in fixed]
+        self._run = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether addresses will do."""
+        return self._run is not None
+
+    def __call__(self, *changing) -> None:
+        if self._run is None:
+            code = self.kernel[self.grid](*changing, **self._named)
+            if code is not None:  # the interpreter has none
+                self._run = code[self.grid]
+        else:
+            self._run(*changing, *self._fixed)
+
+
+def kind(*tensors: torch.Tensor) -> tuple:
+    """What the code that Triton compiles depends on, and where it is loaded."""
+    return tensors[0].device, *[(tensor.dtype, tensor.data_ptr() % 16) for tensor in tensors]
+
+
+def plans(make: Callable) -> Callable:
+    """`make`, whose results are kept by its arguments and one before them, the kind of the tensors."""
+    return functools.lru_cache(KINDS)(lambda kind, *settings: make(*settings))
+
+
 def streaming(positions: int, itemsize: int) -> Streaming:
     """The tile for maps of H * W positions and features of `itemsize` bytes."""
     room = next(room for room in POSITIONS if positions <= room)
     block = max(min(TILE, TILE_BYTES // itemsize) // room, SECTOR // itemsize)
     crowded = itemsize == 8 or room == POSITIONS[-1]
-    return Streaming(room, block, REGISTERS if crowded else None)
+    return Streaming(room, block, {"num_warps": WARPS, "maxnreg": REGISTERS if crowded else None})
+
+
+def resampling(height: int, width: int, warp: bool) -> Resampling:
+    """For maps of H x W cells; warp: by matrices, whose weights take more registers."""
+    small = padded(height) * padded(width) <= 256
+    step = 16 if not small else 32 if warp else 64
+    return Resampling(step, {"num_warps": WARPS, "maxnreg": REGISTERS})
+
+
+def contrasting(count: int, length: int, dtype: torch.dtype) -> Contrasting:
+    """For gradients or losses of `count` rows: as few for a program as a dot product takes, while these are few."""
+    rows, columns, cells = (32, 32, 64) if count > MANY_ROWS and length <= 64 else (16, 64, 64)
+    if dtype == torch.float64:
+        columns = cells = 32
+    options = {"num_warps": WARPS, "num_stages": 2, "maxnreg": REGISTERS}  # more would not fit every device's memory
+    return Contrasting(rows, columns, cells, options)
 
 
 def split(channels: int, samples: int, block: int, device: torch.device) -> Splits:
@@ -64,18 +160,13 @@ def split(channels: int, samples: int, block: int, device: torch.device) -> Spli
 
 
 def ceil_div(count: int, size: int) -> int:
-    """count / size, rounded up; Triton's own takes a microsecond."""
+    """count / size, rounded up."""
     return -(-count // size)
 
 
 def padded(side: int) -> int:
     """Cells of a heatmap along one axis, rounded up to what a dot product takes, a power of two."""
     return max(16, 1 << (side - 1).bit_length())
-
-
-def small(height: int, width: int) -> bool:
-    """Whether a heatmap fits the smallest tile of a dot product."""
-    return padded(height) * padded(width) <= 256
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

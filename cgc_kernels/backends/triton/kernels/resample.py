@@ -1,10 +1,9 @@
 """Stage resample: heatmaps, transform -> unit rows, keys and positives, one program a sample.
 
-Arithmetic is float64 for float64 maps and for mse, whose 1 - positive cancels; float32 otherwise, but for the forward
-of maps beyond 16 x 16: float32 products take no tensor core, and hold whole rows of 32 in registers they do not have.
+Arithmetic is float64 for float64 maps and for mse, whose 1 - positive cancels; float32 otherwise. A sample's maps are
+tiles [2, H, W], of the original view and of the augmented one. What the backward starts from are the images of the unit
+maps, as the forward left them: the fused backward of the released objective looks at no pixel again.
 """
-
-import functools
 
 import torch
 import triton
@@ -12,13 +11,16 @@ import triton.language as tl
 
 from ....ops.resample import fake_rows
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
-from .geometry import crop_products, sandwich, upsampling, warped
-from .launch import REGISTERS, STEP, WARPS, check_map, padded, small, triton_dtype
+from .geometry import cell_sums, crop_products, sandwich, unit_of, warped
+from .launch import Launch, check_map, kind, padded, plans, resampling, triton_dtype
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
 NEAR_DEAD = tl.constexpr(NEAR_DEAD_SUM)
-# The fields of a crop begin anywhere: code for each case would be compiled anew, for the sake of five numbers.
-CROP_FIELDS = ("top", "left", "crop_height", "crop_width", "flip")
+# A crop or its matrices begin anywhere: code for each case would be compiled anew, for the sake of a few numbers.
+TRANSFORM = ("top", "left", "crop_height", "crop_width", "flip")
+INTEGERS = ("parts", "size_h", "size_w")
+# Pixels that the sum of an upsampled axis takes at once.
+SUM_STEP = tl.constexpr(128)
 
 
 @triton.jit
@@ -34,159 +36,134 @@ def inverse_root(square):
 
 
 @triton.jit
-def load_map(maps, place, inside, parts, P: tl.constexpr, FROM_SUMS: tl.constexpr, D: tl.constexpr):
-    """A heatmap [H2, W2]: stored as it is, or the ReLU of `parts` partial sums, which lets NaN through."""
-    if FROM_SUMS:
-        total = tl.load(maps + place, mask=inside, other=0)
-        for part in range(1, parts):
-            total += tl.load(maps + part * P + place, mask=inside, other=0)
-        return tl.where(total < 0, 0, total).to(D)
-    return tl.load(maps + place, mask=inside, other=0).to(D)
+def places(H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr):
+    """Places of a map's cells, [1, H2, W2], and which lie inside."""
+    y = tl.arange(0, H2)[None, :, None]
+    x = tl.arange(0, W2)[None, None, :]
+    return y * W + x, (y < H) & (x < W)
 
 
 @triton.jit
-def normalised(heatmap, share, eps, inside):
-    """m = M / (s + eps) + eps, and s, the sum of the upsampled map, [1]."""
-    total = tl.sum(tl.sum(heatmap * share, axis=1), axis=0)
-    return tl.where(inside, heatmap / (total + eps) + eps, 0), total
+def of_view(maps, WHICH: tl.constexpr):
+    """The map of one view, [H2, W2], of both views' [2, H2, W2]."""
+    return tl.sum(tl.where(tl.arange(0, 2)[:, None, None] == WHICH, maps, 0), axis=0)
 
 
 @triton.jit
-def dot(a, b):
-    return tl.sum(tl.sum(a * b, axis=1), axis=0)
+def both(original, augmented):
+    """Maps [H2, W2] of the two views as one tile, [2, H2, W2]."""
+    return tl.where(tl.arange(0, 2)[:, None, None] == 0, original[None, :, :], augmented[None, :, :])
 
 
-@triton.jit(do_not_specialize=["parts", "size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
-def resample_kernel(
-    maps, aug_maps, heatmaps, matrices, top, left, crop_height, crop_width, flip,
-    rows, keys, positives, state, counter, parts, size_h, size_w, eps: tl.float64,
-    H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
-    FROM_SUMS: tl.constexpr, CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
+@triton.jit
+def chosen(index, a, b, c, d):
+    """The one of four tensors."""
+    return tl.where(index < 2, tl.where(index == 0, a, b), tl.where(index == 2, c, d))
+
+
+@triton.jit
+def inner(a, b):
+    """Inner products of maps [N, H2, W2], [N]."""
+    return tl.sum(tl.sum(a * b, axis=2), axis=1)
+
+
+@triton.jit
+def spread(numbers):
+    """A number [N] for each map, to go with [N, H2, W2]."""
+    return numbers[:, None, None]
+
+
+@triton.jit
+def shares(
+    size_h, size_w, unit_h, unit_w,
+    H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """One sample, from its heatmaps or from the partial sums of stage cam, whose heatmaps are then stored."""
-    step_h = 1 / size_h.to(tl.float64)
-    step_w = 1 / size_w.to(tl.float64)
+    """What each cell adds to the sum of an upsampled map, [1, H2, W2]."""
+    sums_y = cell_sums(size_h, unit_h, H, H2, SUM_STEP, D)
+    sums_x = cell_sums(size_w, unit_w, W, W2, SUM_STEP, D)
+    return sums_y[None, :, None] * sums_x[None, None, :]
+
+
+@triton.jit
+def normalised(heatmaps, share, eps, inside):
+    """m = M / (s + eps) + eps, and s, the sums of the upsampled maps, [2]."""
+    total = inner(heatmaps, share)
+    return tl.where(inside, heatmaps / spread(total + eps) + eps, 0), total
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=TRANSFORM)
+def resample_kernel(
+    maps, aug_maps, heatmaps, top, left, crop_height, crop_width, flip, rows, keys, positives, state, counter,
+    eps: tl.float64, parts, size_h, size_w,
+    H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
+    FROM_SUMS: tl.constexpr, STRIDES: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """One sample, from its heatmaps or from the partial sums of stage cam, whose heatmaps are then stored; both views'
+    lie in one tensor then, `maps` and `aug_maps`.
+
+    Without STRIDES there is no crop, and `top` are the inverse matrices [B, 3, 3] of warps.
+    """
     P: tl.constexpr = H * W
+    unit_h = unit_of(size_h, D)
+    unit_w = unit_of(size_w, D)
     sample = tl.program_id(0).to(tl.int64)
     if sample == 0:
         tl.store(counter, 0)
-    y = tl.arange(0, H2)[:, None]
-    x = tl.arange(0, W2)[None, :]
-    inside = (y < H) & (x < W)
-    place = y * W + x
-    original = load_map(maps + sample * parts * P, place, inside, parts, P, FROM_SUMS, D)
-    augmented = load_map(aug_maps + sample * parts * P, place, inside, parts, P, FROM_SUMS, D)
+    share = shares(size_h, size_w, unit_h, unit_w, H, W, H2, W2, D)
+    along_y, along_x = crop_products(
+        sample, top, left, crop_height, crop_width, flip, size_h, size_w, unit_h, unit_w,
+        H, W, H2, W2, STEP, STRIDES, D,
+    )  # fmt: skip
+    place, inside = places(H, W, H2, W2)
+    view = tl.arange(0, 2)[:, None, None]
     if FROM_SUMS:
-        tl.store(heatmaps + sample * P + place, original, mask=inside)
-        tl.store(heatmaps + (tl.num_programs(0) + sample) * P + place, augmented, mask=inside)
-
-    gram_y, sums_y = upsampling(size_h, step_h, H, H2, STEP, D)
-    gram_x, sums_x = upsampling(size_w, step_w, W, W2, STEP, D)
-    share = sums_y[:, None] * sums_x[None, :]
-    small = exactly(eps, D)
-    original, _ = normalised(original, share, small, inside)
-    augmented, _ = normalised(augmented, share, small, inside)
-    if CROP:
-        p_y, q_y, p_x, q_x = crop_products(
-            sample, top, left, crop_height, crop_width, flip, size_h, size_w, step_h, step_w, H, W, H2, W2, STEP, D
+        aug_maps += tl.num_programs(0).to(tl.int64) * parts * P
+    source = tl.where(view == 0, maps, aug_maps) + sample * parts * P + place
+    total = tl.load(source, mask=inside, other=0)
+    if FROM_SUMS:
+        for part in range(1, parts):
+            total += tl.load(source + part * P, mask=inside, other=0)
+        total = tl.where(total < 0, 0, total)  # which lets NaN through
+        tl.store(heatmaps + (view * tl.num_programs(0) + sample) * P + place, total, mask=inside)
+    m, _ = normalised(total.to(D), share, exactly(eps, D), inside)
+    o = of_view(m, 0)
+    a = of_view(m, 1)
+    of_original = tl.zeros([2, H2, W2], D)
+    of_augmented = tl.zeros([2, H2, W2], D)
+    for pair in range(0, 4):  # one after the other, lest registers spill
+        one = chosen(pair, along_y[0], along_y[2], along_y[1], along_y[3])
+        other = chosen(pair, along_x[0], along_x[1], along_x[2], along_x[3])
+        image = sandwich(one, tl.where(pair < 2, o, a), other, D)[None, :, :]
+        of_original = tl.where(view == pair, image, of_original)
+        of_augmented = tl.where(view == pair - 2, image, of_augmented)
+    if STRIDES is None:
+        gram, seen, adjoint = warped(
+            o, a, top + sample * 9, size_h, size_w, unit_h, unit_w, False, H, W, H2, W2, STEP, D
         )
-        seen = sandwich(p_y, original, tl.trans(p_x), D)
-        seen_gram = sandwich(q_y, original, q_x, D)
-        aug_seen = sandwich(tl.trans(p_y), augmented, p_x, D)
-    else:
-        seen, seen_gram, aug_seen = warped(
-            original, augmented, matrices + sample * 9, size_h, size_w, step_h, step_w, False, H, W, H2, W2, STEP, D
-        )
-    # Only now: what a product holds of the map would otherwise stay in registers through the loops above.
-    image = sandwich(gram_y, augmented, gram_x, D)
+        of_original = both(gram, seen)
+        of_augmented = tl.where(view == 0, adjoint[None, :, :], of_augmented)
 
-    aug_scale = inverse_root(dot(augmented, image))
-    seen_scale = inverse_root(dot(original, seen_gram))
-    tl.store(positives + sample, (dot(augmented, seen) * aug_scale * seen_scale).to(tl.float64))
-    state += sample * 3 * P
-    tl.store(state + place, seen.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + P + place, seen_gram.to(state.dtype.element_ty), mask=inside)
-    tl.store(state + 2 * P + place, aug_seen.to(state.dtype.element_ty), mask=inside)
-    if OBJECTIVE == RELEASED:
-        tl.store(rows + sample * P + place, augmented * aug_scale, mask=inside)
-        tl.store(keys + sample * P + place, image * aug_scale, mask=inside)
-    if OBJECTIVE == PAPER:
-        tl.store(rows + sample * P + place, seen * seen_scale, mask=inside)
-        tl.store(keys + sample * P + place, augmented * aug_scale, mask=inside)
-
-
-@triton.jit
-def map_gradient(
-    view, sample, heatmaps, aug_heatmaps, matrices, top, left, crop_height, crop_width, flip,
-    state, grad_rows, grad_keys, grad_positive, size_h, size_w, eps,
-    H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
-    CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Gradient [H2, W2] of one view's heatmap (docs/mathematics.md, section 3).
-
-    grad_positive: float64, of this sample's positive; eps: [1] of type D.
-    """
-    step_h = 1 / size_h.to(tl.float64)
-    step_w = 1 / size_w.to(tl.float64)
-    P: tl.constexpr = H * W
-    y = tl.arange(0, H2)[:, None]
-    x = tl.arange(0, W2)[None, :]
-    inside = (y < H) & (x < W)
-    place = y * W + x
-    heatmap = tl.load(heatmaps + sample * P + place, mask=inside, other=0).to(D)
-    aug_heatmap = tl.load(aug_heatmaps + sample * P + place, mask=inside, other=0).to(D)
-    gram_y, sums_y = upsampling(size_h, step_h, H, H2, STEP, D)
-    gram_x, sums_x = upsampling(size_w, step_w, W, W2, STEP, D)
-    share = sums_y[:, None] * sums_x[None, :]
-    original, total = normalised(heatmap, share, eps, inside)
-    augmented, aug_total = normalised(aug_heatmap, share, eps, inside)
-    image = sandwich(gram_y, augmented, gram_x, D)
-    state += sample * 3 * P
-    seen = tl.load(state + place, mask=inside, other=0).to(D)
-    seen_gram = tl.load(state + P + place, mask=inside, other=0).to(D)
-    aug_scale = inverse_root(dot(augmented, image))
-    seen_scale = inverse_root(dot(original, seen_gram))
-    grad_positive = grad_positive.to(D)
-    radial = grad_positive * dot(augmented, seen) * aug_scale * seen_scale
-
-    # Of the map: what arrives at it, less its share along the map itself, whose length does not count.
-    if view == 0:
-        aug_seen = tl.load(state + 2 * P + place, mask=inside, other=0).to(D)
-        arriving = grad_positive * aug_scale * aug_seen
+    products = inner(m, of_original)  # <o, o> and <a, o> of the fine maps
+    index = tl.arange(0, 2)
+    scale = inverse_root(tl.sum(tl.where(index == 0, products, 0), axis=0))
+    aug_scale = inverse_root(tl.sum(tl.where(index == 1, inner(m, of_augmented), 0), axis=0))
+    cosine = tl.sum(tl.where(index == 1, products, 0), axis=0) * scale * aug_scale
+    tl.store(positives + sample, cosine.to(tl.float64))
+    of_original *= scale
+    of_augmented *= aug_scale
+    slot = state + sample * 3 * P + place
+    dtype: tl.constexpr = state.dtype.element_ty
+    # One of the images is a row, or a key: three are left.
+    tl.store(slot + 2 * view * P, of_original.to(dtype), mask=inside & ((OBJECTIVE != PAPER) | (view == 0)))
+    tl.store(slot + (1 + view) * P, of_augmented.to(dtype), mask=inside & ((OBJECTIVE == PAPER) | (view == 0)))
+    if OBJECTIVE != MSE:
+        place = sample * P + place + 0 * view
+        inside &= view == 1
+        tl.store((keys if OBJECTIVE == PAPER else rows) + place, m * aug_scale, mask=inside)
         if OBJECTIVE == PAPER:
-            upstream = tl.load(grad_rows + sample * P + place, mask=inside, other=0).to(D)
-            radial += seen_scale * dot(upstream, seen)
-            if CROP:
-                p_y, _, p_x, _ = crop_products(
-                    sample, top, left, crop_height, crop_width, flip, size_h, size_w, step_h, step_w,
-                    H, W, H2, W2, STEP, D,
-                )  # fmt: skip
-                arriving += sandwich(tl.trans(p_y), upstream, p_x, D)
-            else:
-                _, _, back = warped(
-                    upstream, upstream, matrices + sample * 9, size_h, size_w, step_h, step_w, True,
-                    H, W, H2, W2, STEP, D,
-                )  # fmt: skip
-                arriving += back
-        grad = seen_scale * (arriving - radial * seen_scale * seen_gram)
-    else:
-        arriving = grad_positive * seen_scale * seen
-        if OBJECTIVE != MSE:
-            keys = tl.load(grad_keys + sample * P + place, mask=inside, other=0).to(D)
-            if OBJECTIVE == RELEASED:
-                rows = tl.load(grad_rows + sample * P + place, mask=inside, other=0).to(D)
-                radial += aug_scale * (dot(rows, augmented) + dot(keys, image))
-                arriving += rows + sandwich(gram_y, keys, gram_x, D)
-            else:
-                radial += aug_scale * dot(keys, augmented)
-                arriving += keys
-        grad = aug_scale * (arriving - radial * aug_scale * image)
-        heatmap = aug_heatmap
-        total = aug_total
-
-    inner = dot(grad, heatmap) / (total + eps)
-    divisor = tl.where(total < NEAR_DEAD, NEAR_DEAD, total + eps)
-    return tl.where(inside, (grad - inner * share) / divisor, 0)
+            tl.store(rows + place, of_original, mask=inside)
+        else:
+            tl.store(keys + place, of_augmented, mask=inside)
 
 
 @triton.jit
@@ -196,79 +173,140 @@ def mean_square_gradient(positive, grad_loss, batch, pixels, consistency):
     return tl.where(positive > 1, 0.0, share) - consistency * grad_loss / batch
 
 
-@triton.jit(do_not_specialize=["size_h", "size_w"], do_not_specialize_on_alignment=CROP_FIELDS)
+@triton.jit
+def load_view(pointer, inside, view, WHICH: tl.constexpr, D: tl.constexpr):
+    """A map of one view, [2, H2, W2], zero for the other one."""
+    return tl.load(pointer + 0 * view, mask=inside & (view == WHICH), other=0).to(D)
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=TRANSFORM)
 def resample_backward_kernel(
-    grad_rows, grad_keys, grad_positives, grad_loss, positives, heatmaps, aug_heatmaps,
-    matrices, top, left, crop_height, crop_width, flip, state, grad_heatmaps, grad_aug_heatmaps,
-    size_h, size_w, eps: tl.float64, consistency: tl.float64,
+    grad_rows, grad_keys, grad_positives, grad_loss, heatmaps, aug_heatmaps,
+    top, left, crop_height, crop_width, flip, rows, keys, positives, state, grad_heatmaps, grad_aug_heatmaps,
+    eps: tl.float64, consistency: tl.float64, size_h, size_w,
     H: tl.constexpr, W: tl.constexpr, H2: tl.constexpr, W2: tl.constexpr, STEP: tl.constexpr,
-    CROP: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr, FROM_LOSS: tl.constexpr,
+    FUSED: tl.constexpr, STRIDES: tl.constexpr, OBJECTIVE: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """One view of one sample. FROM_LOSS: the positives' gradient is that of the mse objective, of grad_loss."""
+    """One sample (docs/mathematics.md, section 3).
+
+    FUSED: in the fused loss, where both views' heatmaps lie in one tensor, as their gradients do; the released
+    objective's grad_rows hold what comes by way of the keys, too; the gradient of mse's positives is that of grad_loss.
+    """
+    P: tl.constexpr = H * W
+    if FUSED:
+        aug_heatmaps += tl.num_programs(0).to(tl.int64) * P
+        grad_aug_heatmaps += tl.num_programs(0).to(tl.int64) * P
+    unit_h = unit_of(size_h, D)
+    unit_w = unit_of(size_w, D)
     sample = tl.program_id(0).to(tl.int64)
-    view = tl.program_id(1)
-    if FROM_LOSS:
+    share = shares(size_h, size_w, unit_h, unit_w, H, W, H2, W2, D)
+    if not (FUSED and OBJECTIVE == RELEASED):
+        along_y, along_x = crop_products(
+            sample, top, left, crop_height, crop_width, flip, size_h, size_w, unit_h, unit_w,
+            H, W, H2, W2, STEP, STRIDES, D,
+        )  # fmt: skip
+    first, inside = places(H, W, H2, W2)
+    view = tl.arange(0, 2)[:, None, None]
+    place = sample * P + first + 0 * view  # of either view: the same
+    slot = state + sample * 3 * P + first
+    small = exactly(eps, D)
+    heatmap = tl.load(tl.where(view == 0, heatmaps, aug_heatmaps) + place, mask=inside, other=0).to(D)
+    m, total = normalised(heatmap, share, small, inside)
+    if FUSED and OBJECTIVE == MSE:
         grad_positive = mean_square_gradient(
             tl.load(positives + sample), tl.load(grad_loss).to(tl.float64), tl.num_programs(0),
             size_h.to(tl.float64) * size_w, consistency,
         )  # fmt: skip
     else:
         grad_positive = tl.load(grad_positives + sample)
-    grad = map_gradient(
-        view, sample, heatmaps, aug_heatmaps, matrices, top, left, crop_height, crop_width, flip,
-        state, grad_rows, grad_keys, grad_positive, size_h, size_w, exactly(eps, D),
-        H, W, H2, W2, STEP, CROP, OBJECTIVE, D,
-    )  # fmt: skip
-    if view == 1:
-        grad_heatmaps = grad_aug_heatmaps
-    y = tl.arange(0, H2)[:, None]
-    x = tl.arange(0, W2)[None, :]
-    target = grad_heatmaps + sample * (H * W) + y * W + x
-    tl.store(target, grad.to(grad_heatmaps.dtype.element_ty), mask=(y < H) & (x < W))
+
+    # Of the unit map of each view its own image, that of the other one, and what arrives at it. `through` goes on as
+    # P^T x P to the original map, as K x K to the augmented one.
+    if OBJECTIVE == PAPER:
+        image = tl.load(slot + 2 * view * P, mask=inside, other=0).to(D)
+        other = load_view(slot + P, inside, view, 0, D) + load_view(rows + place, inside, view, 1, D)
+        arriving = load_view(grad_keys + place, inside, view, 1, D)
+        through = tl.load(grad_rows + place, mask=inside, other=0).to(D)
+    else:
+        image = load_view(slot, inside, view, 0, D)
+        other = tl.load(slot + (1 + view) * P, mask=inside, other=0).to(D)
+        if OBJECTIVE == RELEASED:
+            image += load_view(keys + place, inside, view, 1, D)
+            arriving = load_view(grad_rows + place, inside, view, 1, D)
+            if not FUSED:
+                through = tl.load(grad_keys + place, mask=inside, other=0).to(D)
+        else:
+            arriving = tl.zeros([2, H2, W2], D)
+            through = m
+    if not (FUSED and OBJECTIVE == RELEASED):
+        x = of_view(through, 1)
+        if OBJECTIVE != PAPER:
+            passed = sandwich(along_y[3], x, along_x[3], D)
+        elif STRIDES is None:
+            at = top + sample * 9
+            _, _, passed = warped(x, x, at, size_h, size_w, unit_h, unit_w, True, H, W, H2, W2, STEP, D)
+        else:
+            passed = sandwich(along_y[1], x, along_x[2], D)
+        passed = tl.where(view == (0 if OBJECTIVE == PAPER else 1), passed[None, :, :], 0)
+        if OBJECTIVE == MSE:
+            image += passed * spread(inverse_root(inner(m, passed)))
+        else:
+            arriving += passed
+    arriving += grad_positive.to(D) * other
+
+    # Less its share along the map itself, whose length does not count; then through the normalisation.
+    length = inner(m, image)
+    scale = tl.where(length == 0, 0, 1 / length)
+    grad = spread(scale) * (arriving - spread(inner(arriving, m) * scale) * image)
+    along = inner(grad, heatmap) / (total + small)
+    divisor = tl.where(total < NEAR_DEAD, NEAR_DEAD, total + small)
+    grad = tl.where(inside, (grad - spread(along) * share) / spread(divisor), 0)
+    target = tl.where(view == 0, grad_heatmaps, grad_aug_heatmaps) + place
+    tl.store(target, grad.to(grad_heatmaps.dtype.element_ty), mask=inside)
+
+
+def strides_of(transform: list[torch.Tensor]) -> tuple[int, ...] | None:
+    """Of the fields of a crop; None for matrices."""
+    return None if len(transform) == 1 else tuple([field.stride(0) for field in transform])
 
 
 def pointers(transform: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What the kernels take for a transform: matrices, and the five fields of a crop; one of them stands for the rest
-    where there is no other."""
-    return transform * 6 if len(transform) == 1 else [transform[0], *(field.contiguous() for field in transform)]
+    """What the kernels take for a transform: the five fields of a crop, or the matrices in the place of each."""
+    return transform * 5 if len(transform) == 1 else transform
 
 
-@functools.cache
-def constants(height: int, width: int, crop: bool, objective: int, dtype: torch.dtype, forward: bool = False) -> dict:
-    """Compile-time arguments of the kernels; not to be changed."""
-    double = objective == MSE.value or dtype == torch.float64 or (forward and not small(height, width))
-    return {
-        "H": height,
-        "W": width,
-        "H2": padded(height),
-        "W2": padded(width),
-        "STEP": STEP,
-        "CROP": crop,
-        "OBJECTIVE": objective,
-        "D": triton_dtype(torch.float64 if double else torch.float32),
-    }
+def _launch(kernel, batch, side, size, strides, objective, dtype, **fixed):
+    wide = objective == MSE.value or dtype == torch.float64
+    tile = resampling(*side, strides is None)
+    fixed |= {"size_h": size[0], "size_w": size[1], "H": side[0], "W": side[1]}
+    fixed |= {"H2": padded(side[0]), "W2": padded(side[1]), "STEP": tile.step}
+    fixed |= {"STRIDES": strides, "OBJECTIVE": objective, "D": triton_dtype(torch.float64 if wide else torch.float32)}
+    return Launch(kernel, (batch, 1, 1), tile.options, fixed)
 
 
-def resample_maps(values, aug_values, heatmaps, parts, side, transform, size, eps, objective, counter, outputs):
-    """Launch the forward; outputs: rows, keys, positives, state.
+def forward_launch(batch, side, size, strides, objective, dtype, parts=None) -> Launch:
+    """Of maps [B, H, W], or, with parts, of as many partial sums of each."""
+    check_map(*side)
+    sums = {"parts": parts or 1, "FROM_SUMS": parts is not None}
+    return _launch(resample_kernel, batch, side, size, strides, objective, dtype, **sums)
 
-    heatmaps: where to store them, or None if `values` are heatmaps themselves, `parts` is 1.
-    """
-    resample_kernel[(len(outputs[2]),)](
-        values, aug_values, values if heatmaps is None else heatmaps, *pointers(transform), *outputs, counter,
-        parts, *size, eps, FROM_SUMS=heatmaps is not None,
-        **constants(*side, len(transform) > 1, objective, values.dtype, forward=True),
-        num_warps=4 if small(*side) else WARPS, maxnreg=REGISTERS,
-    )  # fmt: skip
+
+def backward_launch(batch, side, size, strides, objective, dtype, fused=False) -> Launch:
+    """Of both views' heatmaps; fused: in the backward of the fused loss."""
+    return _launch(resample_backward_kernel, batch, side, size, strides, objective, dtype, FUSED=fused)
+
+
+_forward, _backward = plans(forward_launch), plans(backward_launch)
 
 
 def resample(heatmaps, aug_heatmaps, transform, height, width, eps, objective):
     """Kernel of operator resample."""
-    side = heatmaps.shape[1:]
-    check_map(*side)
+    batch, *side = heatmaps.shape
     outputs = fake_rows(heatmaps, objective)
-    unused = heatmaps.new_empty(1, dtype=torch.int32)
-    resample_maps(heatmaps, aug_heatmaps, None, 1, side, transform, (height, width), eps, objective, unused, outputs)
+    counter = heatmaps.new_empty(1, dtype=torch.int32)
+    settings = batch, tuple(side), (height, width), strides_of(transform), objective, heatmaps.dtype
+    launch = _forward(kind(heatmaps, aug_heatmaps, *transform), *settings)
+    launch(heatmaps, aug_heatmaps, heatmaps, *pointers(transform), *outputs, counter, eps)
     return outputs
 
 
@@ -277,20 +315,11 @@ def resample_backward(
     height, width, eps, objective,
 ):  # fmt: skip
     """Kernel of operator resample_backward."""
+    batch, *side = heatmaps.shape
     grads = torch.empty_like(heatmaps), torch.empty_like(aug_heatmaps)
-    upstream = grad_rows, grad_keys, grad_positives, grad_positives, positives
-    maps_backward(upstream, (heatmaps, aug_heatmaps), transform, state, grads, (height, width), eps, 0.0, objective)
+    upstream, maps = (grad_rows, grad_keys, grad_positives), (heatmaps, aug_heatmaps)
+    saved = rows, keys, positives, state
+    settings = batch, tuple(side), (height, width), strides_of(transform), objective, heatmaps.dtype
+    launch = _backward(kind(*upstream, *maps, *transform, *saved), *settings)
+    launch(*upstream, grad_positives, *maps, *pointers(transform), *saved, *grads, eps, 0.0)
     return grads
-
-
-def maps_backward(upstream, heatmaps, transform, state, grads, size, eps, consistency, objective, from_loss=False):
-    """Launch the backward of both views' heatmaps [B, H, W], into `grads`.
-
-    upstream: gradients of rows, keys and positives, and grad_loss and positives, which `from_loss` reads instead.
-    """
-    batch, *side = heatmaps[0].shape
-    resample_backward_kernel[(batch, 2)](
-        *upstream, *heatmaps, *pointers(transform), state, *grads, *size, eps, consistency, FROM_LOSS=from_loss,
-        **constants(*side, len(transform) > 1, objective, heatmaps[0].dtype),
-        num_warps=4 if small(*side) else WARPS, maxnreg=REGISTERS,
-    )  # fmt: skip
