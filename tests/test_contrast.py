@@ -232,14 +232,15 @@ def test_few_operators_of_torch():
     assert len(operators) <= 14, operators
 
 
-def test_the_operator_does_not_specialise_on_the_batch():
+@pytest.mark.parametrize("backend", [CPP])
+def test_the_operator_does_not_specialise_on_the_batch(backend):
     graphs = []
 
     def counting(graph, example_inputs):
         graphs.append(graph)
         return graph.forward
 
-    stage = torch.compile(backends.named("cpp").contrast, backend=counting, fullgraph=True, dynamic=True)
+    stage = torch.compile(backends.named(backend).contrast, backend=counting, fullgraph=True, dynamic=True)
     for batch in (7, 10, 12):
         stage(*inputs(batch, 5), 0.5)
     assert len(graphs) == 1
