@@ -62,8 +62,8 @@ test-full: install ## all tests
 	TRITON_INTERPRET=1 $(INTERPRETED)
 
 mutants: install ## wrong kernels, which the tests must notice (an hour or two; goes on when stopped)
-	$(BIN)/python -m tests.mutants triton --jobs $(JOBS)
-	$(BIN)/python -m tests.mutants cuda --jobs $(JOBS)
+	$(BIN)/python -m tests.tools.mutants triton --jobs $(JOBS)
+	$(BIN)/python -m tests.tools.mutants cuda --jobs $(JOBS)
 
 bench: install ## benchmarks, against peers and floors
 	$(PYTEST) bench --benchmark-only
@@ -78,7 +78,7 @@ codegen: install ## registers, spills, occupancy and instructions of the CUDA an
 	$(BIN)/python -m bench.codegen
 
 wheel-check: install ## one wheel works under a CPU build of torch 2.13 and a CUDA build of torch 2.14 (downloads both)
-	$(BIN)/python tests/wheel.py
+	$(BIN)/python tests/tools/wheel.py
 
 gpu: install ## all that needs a CUDA device: tests, benchmark, compute-sanitizer; a record in docs/gpu.md (minutes)
 	$(BIN)/python -m bench.gpu_run $(if $(RECORD),--record $(RECORD))

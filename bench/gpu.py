@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cgc_kernels import CropFlip, cgc_loss
 from cgc_kernels.backends import unavailable
-from tests.compare import assert_close
+from tests.support.compare import assert_close
 
 from . import device_time, peers
 from .cases import Case, grid, random_crop, view

@@ -1,6 +1,6 @@
 """`make gpu`: all that needs a CUDA device, and a record of it at the end of docs/gpu.md.
 
-Tests marked gpu, by several workers on the device; the benchmark (bench/gpu.py); compute-sanitizer (tests/sanitize.py),
+Tests marked gpu, by several workers on the device; the benchmark (bench/gpu.py); compute-sanitizer (tests/cuda/sanitize.py),
 the likeliest to take long, last. A part that fails or does not end hides no other: all run, the record is written anew
 after each, and the exit status is 1.
 """
@@ -57,7 +57,7 @@ def parts() -> list[Part]:
     return [
         Part("Tests", tests, test_summary),
         Part("Benchmark", [sys.executable, "-m", "bench.gpu"], benchmark_summary),
-        Part("compute-sanitizer", [sys.executable, "tests/sanitize.py"], sanitizer_summary),
+        Part("compute-sanitizer", [sys.executable, "tests/cuda/sanitize.py"], sanitizer_summary),
     ]
 
 

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from tests.compare import assert_close
+from tests.support.compare import assert_close
 
 from . import memory, peers
 from .floor import Floor, FloorUnavailable

@@ -1,4 +1,4 @@
-// What kernels include in place of the CUDA headers. nvcc sees the real ones; g++ sees the emulator of tests/simt,
+// What kernels include in place of the CUDA headers. nvcc sees the real ones; g++ sees the emulator of tests/cuda/simt,
 // which executes the same sources on a CPU.
 //
 //   simt::launch(dependent, kernel, grid, block, dynamic_bytes, stream, args...)

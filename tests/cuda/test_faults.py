@@ -1,0 +1,171 @@
+"""Faults seeded into copies of the CUDA sources: the emulator must find each of them, and none in the clean code."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda import simt
+from tests.support.cases import VIEWS, evaluate, lay_out, simple_case
+
+pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
+
+ROOT = Path(__file__).parents[1]
+
+# Only the kernels of float32 and of crops, which compile in a fraction of the time.
+DISPATCH = "csrc/common/dispatch.h"
+ROWS, FLAT = (f"csrc/cuda/cam{name}.cuh" for name in ("_rows", "_flat"))
+RESAMPLE, RESAMPLE_FORWARD = (f"csrc/cuda/resample.{kind}" for kind in ("cuh", "cu"))
+CONTRAST, CONTRAST_FORWARD, CONTRAST_BACKWARD = (
+    f"csrc/cuda/{name}" for name in ("contrast.cuh", "contrast.cu", "cgc_backward.cu")
+)
+PLATFORM = "csrc/cuda/platform.cuh"
+LEAN = [
+    (
+        DISPATCH,
+        f"    case Type::{kind}16:\n      return wide ? visit({name}16{{}}, float{{}}, float{{}}) : "
+        f"visit({name}16{{}}, {name}16{{}}, float{{}});\n",
+        "    case Type::float64:\n      (void)wide;\n" if kind == "float" else "",
+    )
+    for kind, name in (("bfloat", "BFloat"), ("float", "Float"))
+]
+LEAN += [
+    (DISPATCH, "  if (call.features_type == Type::float64) return visit(double{}, double{}, double{});\n", ""),
+    (DISPATCH, "return float64 ? visit(double{}) : visit(float{});", "(void)float64;\n  return visit(float{});"),
+    (RESAMPLE, "    if (call.float64) return with_entries(double{}, double{}, double{}, warps);\n", ""),
+    (
+        RESAMPLE,
+        "return call.inverses == nullptr ? with_states(std::false_type{}) : with_states(std::true_type{});",
+        "return with_states(std::false_type{});",
+    ),
+    (
+        CONTRAST,
+        "return call.float64 ? with_slices(double{}) : with_slices(float{});",
+        "return with_slices(float{});",
+    ),
+]
+
+# name -> file, text that occurs once, what takes its place
+FAULTS = {
+    "barrier removed": (FLAT, "    __syncthreads();\n    fold_positions", "    fold_positions"),
+    "barrier before a slot's next use removed": (
+        CONTRAST,
+        "    if (first == 0) __syncthreads();\n",
+        "",
+    ),
+    "wait removed": (RESAMPLE_FORWARD, "  simt::wait_for_predecessor();\n", ""),
+    "wait at the end of a kernel that streams beside its predecessor removed": (
+        FLAT,
+        "relu(map[p]) : map[p]); });\n  simt::wait_for_predecessor();\n",
+        "relu(map[p]) : map[p]); });\n",
+    ),
+    "input of a later kernel read before the wait": (
+        CONTRAST_FORWARD,
+        "  simt::wait_for_predecessor();\n  simt::release_successor();\n  Acc positives[2];\n#pragma unroll\n"
+        "  for (int half = 0; half < 2; ++half) {\n    const int mine = row + row_of(2 * half);\n"
+        "    positives[half] = mine < batch ? Acc(simt::gld(call.positives + mine)) : Acc(0);\n  }\n",
+        "  Acc positives[2];\n#pragma unroll\n"
+        "  for (int half = 0; half < 2; ++half) {\n    const int mine = row + row_of(2 * half);\n"
+        "    positives[half] = mine < batch ? Acc(simt::gld(call.positives + mine)) : Acc(0);\n  }\n"
+        "  simt::wait_for_predecessor();\n  simt::release_successor();\n",
+    ),
+    "workspace slot reused": (
+        ROWS,
+        "part.sample * call.splits + part.split",
+        "part.sample * call.splits + part.split / 2",
+    ),
+    "tail unmasked": (CONTRAST_FORWARD, "other < batch && other != row + row_of(i)", "other != row + row_of(i)"),
+    "read past the end": (FLAT, "if (at >= vectors) return;", "if (at > vectors) return;"),
+    "update lost": (PLATFORM, "scratch[warp() * count + i] = values[i];", "scratch[i] += values[i];"),
+    "wrong lane in a shuffle": (
+        PLATFORM,
+        "__shfl_xor_sync(all_lanes, sent, distance)",
+        "__shfl_xor_sync(all_lanes, sent, 1)",
+    ),
+    "fragments exchanged": (
+        CONTRAST,
+        "{upper[k], lower[k], upper[k + 4], lower[k + 4]}",
+        "{upper[k], upper[k + 4], lower[k], lower[k + 4]}",
+    ),
+    "a product of halves left out": (PLATFORM, "  simt::mma_tf32(c, a_low, b_high);\n", ""),
+    "no order between launches": (
+        PLATFORM,
+        "simt::launch(started_, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), stream_, call)",
+        "simt::launch(false, kernel, grid, CGC_ISA::block_threads, std::size_t(shared_bytes), "
+        "static_cast<char*>(stream_) + int(started_), call)",
+    ),
+    "shared memory not initialised": (FLAT, "{ map[p] = 0; }", "{ (void)p; }"),
+    "ticket without a barrier": (CONTRAST_FORWARD, "  __syncthreads();\n  unsigned* last", "  unsigned* last"),
+    "counter not cleared": (
+        RESAMPLE_FORWARD,
+        "  if (sample == 0 && thread() == 0 && phase.counter != nullptr) simt::gst(phase.counter, 0u);\n",
+        "",
+    ),
+    "a block's share skipped": (CONTRAST_BACKWARD, "column += tile_columns) {", "column += 2 * tile_columns) {"),
+    "the end of a channel given to the next": (
+        FLAT,
+        "const bool mine = k < left;",
+        "const bool mine = k <= left;",
+    ),
+}
+
+
+def patched(folder: Path, patches):
+    """A copy of the sources with each (file, old, new) applied."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copy(ROOT / "tests" / "cuda_kernels.cu", folder)
+    for file, old, new in patches:
+        text = (folder / file).read_text()
+        found = text.count(old)
+        assert found == 1, f"{file} holds {old!r} {found} times"
+        (folder / file).write_text(text.replace(old, new))
+    return folder / "cuda_kernels.cu"
+
+
+def case_of(pooled, layout, batch=66):
+    case = simple_case(batch=batch, channels=512, side=(2, 3), size=(5, 6), pooled=pooled, consistency=0.5)
+    case = case.to(torch.float32)
+    return case._replace(views=tuple(lay_out(v, layout) for v in case.views))
+
+
+def found_by(kernels) -> list[str]:
+    """What is wrong with a library: the emulator's messages, launches that fail, results that differ."""
+    found = []
+    for seed, dependent in ((1, True), (2, False)):
+        for pooled, layout in ((True, "contiguous"), (False, "channels_last"), (False, "contiguous")):
+            case = case_of(pooled, layout)
+            with kernels.running(seed=seed, yield_p=0.02, dependent=dependent):
+                try:
+                    loss, grads = evaluate(case, "cuda")
+                except RuntimeError as error:
+                    found.append(str(error))
+                    continue
+                if kernels.emulator.errors():
+                    found.append(kernels.emulator.messages())
+            expected, expected_grads = evaluate(case, "torch")
+            pairs = [(loss, expected), *((grads[name], expected_grads[name]) for name in VIEWS)]
+            for got, wanted in pairs:
+                if not (got - wanted).abs().max() <= 1e-4 * wanted.abs().max():
+                    found.append("a wrong result")
+    return found
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    from tests.cuda.emulation import Emulation
+
+    def make(*patches):
+        source = patched(tmp_path_factory.mktemp("fault") / "copy", [*LEAN, *patches])
+        return Emulation("instrumented", source=source, include=[source.parent / "csrc" / "cuda"])
+
+    return make
+
+
+def test_the_clean_code_has_none(library):
+    assert found_by(library()) == []
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_seeded_fault_is_found(library, name):
+    assert found_by(library(FAULTS[name]))

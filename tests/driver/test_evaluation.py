@@ -1,0 +1,219 @@
+"""Evaluation views and their boxes; what is measured of a split, its parts, its classes; unreadable images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from driver import evaluation, metrics, models
+from driver.data import CorruptImage, Images, Record, open_data
+from driver.evaluation import Explained, boxes_in_view
+from driver.settings import Settings
+from driver.views import original_view
+from PIL import Image
+
+from tests.driver import data_sets
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(train_images=20, val_images=30, test_images=130)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_data(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def cam():
+    torch.manual_seed(0)
+    return models.grad_cam(models.create(SETTINGS, 10))
+
+
+@pytest.fixture(scope="module")
+def explained(cam, data):
+    return evaluation.explain(cam, data.test, data, CPU, seed=0, faithful=120)
+
+
+# ---- Boxes in the view.
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (64, 64), (333, 251), (40, 300)])
+@pytest.mark.parametrize("side", [64, 224])
+def test_boxes_follow_the_image(size, side):
+    """A white box in a black image, and its frame in the view."""
+    width, height = size
+    box = (round(0.3 * width), round(0.35 * height), round(0.65 * width), round(0.7 * height))
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    view = np.array(original_view(Image.fromarray(pixels), side))[..., 0] > 127
+    (moved,) = boxes_in_view(torch.tensor([box], dtype=torch.float32), size, side).tolist()
+    rows, columns = np.flatnonzero(view.any(1)), np.flatnonzero(view.any(0))
+    expected = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    assert moved == pytest.approx(expected, abs=max(1, side / min(size)))
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (333, 251)])
+def test_resized_size_is_torchvisions(size):
+    from torchvision.transforms import functional
+
+    resized = functional.resize(Image.new("RGB", size), round(224 * 256 / 224))
+    assert evaluation.resized_size(*size, 224) == resized.size
+
+
+def test_boxes_outside_the_view_are_left_out():
+    """The middle 224 of 512 x 256: the columns 144 to 368."""
+    boxes = torch.tensor([[0, 0, 100, 256], [100, 16, 160, 240], [144, 16, 368, 240], [400, 0, 512, 9]]).float()
+    moved = boxes_in_view(boxes, (512, 256), 224)
+    assert moved.tolist() == [[0, 0, 16, 224], [0, 0, 224, 224]]
+    assert boxes_in_view(torch.zeros(0, 4), (10, 10), 224).shape == (0, 4)
+
+
+# ---- Measures of a split.
+
+
+def test_explained_fits_together(explained, data):
+    assert explained.heatmaps.shape == explained.aug_heatmaps.shape == (130, 8, 8)
+    assert torch.equal(explained.labels, data.test.labels)
+    assert torch.equal(explained.boxes, data.test.split.boxes.float())
+    assert explained.insertion.shape == explained.deletion.shape == (120, 9)
+    assert explained.crop_flip.flip.dtype == torch.bool
+    assert not explained.corrupt.any()
+
+
+def test_parts_joined_are_the_whole(cam, data):
+    """As two ranks measure a validation split."""
+    whole = evaluation.per_image(cam, data.test, range(130), data, CPU, seed=0, stream="val")
+    parts = [
+        evaluation.per_image(cam, data.test, range(rank, 130, 2), data, CPU, seed=0, stream="val") for rank in (0, 1)
+    ]
+    for name, values in whole.items():
+        joined = torch.empty_like(values)
+        joined[0::2], joined[1::2] = parts[0][name], parts[1][name]
+        torch.testing.assert_close(joined, values, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert evaluation.per_image(cam, data.test, [], data, CPU, seed=0, stream="val") == {}
+
+
+def test_measures_of_the_saved_are_those_of_the_images(cam, data, explained):
+    live = evaluation.per_image(cam, data.test, range(130), data, CPU, seed=0, stream="test")
+    saved = evaluation.measures(explained)
+    for name, values in live.items():
+        torch.testing.assert_close(saved[name], values, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_summary_by_hand():
+    """Two images of class 0, one of class 1; one heatmap on its box, one beside it, one dead."""
+    heat = torch.zeros(3, 8, 8)
+    heat[0, 1, 1] = heat[1, 7, 7] = 1
+    boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 4, 4]]).float()
+    crops = torch.tensor([[0, 0, 8, 8, 0]] * 3)
+    empty = torch.zeros(0, 2, dtype=torch.float64)
+    answers = Explained(
+        predicted=torch.tensor([0, 5, 5]),
+        ranks=torch.tensor([0, 3, 7]),
+        heatmaps=heat,
+        aug_heatmaps=heat,
+        labels=torch.tensor([0, 0, 1]),
+        crops=crops,
+        boxes=boxes,
+        box_counts=torch.tensor([1, 1, 1]),
+        corrupt=torch.zeros(3, dtype=torch.bool),
+        insertion=empty,
+        deletion=empty,
+        image_size=8,
+    )
+    values = evaluation.measures(answers)
+    summary = evaluation.summarise(values)
+    assert summary == pytest.approx(
+        {
+            "accuracy": 100 / 3,
+            "top5": 200 / 3,
+            "content_heatmap": 50,
+            "flat_content_heatmap": 100 * (4 + 4 + 16) / 3 / 64,
+            "effective_area": 100 / 64,
+            "pointing_game": 50,
+            "consistency": 100,
+            "twin_retrieval": 200 / 3,
+            "dead_heatmaps": 100 / 3,
+            "corrupt_images": 0,
+        }
+    )
+    first, second = evaluation.per_class(values, ["cat", "dog"])
+    assert (first["class"], first["images"], first["accuracy"], first["content_heatmap"]) == ("cat", 2, 50, 50)
+    assert (second["class"], second["images"], second["dead_heatmaps"]) == ("dog", 1, 100)
+    assert "content_heatmap" not in second
+
+
+def test_control_is_the_baseline_at_the_methods_sharpness(explained):
+    """Heatmaps that are the baseline's squared are matched exactly: nothing but sharpening scores nothing."""
+    generator = torch.Generator().manual_seed(0)
+    maps, aug_maps = torch.rand(2, 130, 64, 64, generator=generator)
+    baseline = explained._replace(heatmaps=maps, aug_heatmaps=aug_maps)
+    summary = evaluation.summarise(evaluation.measures(baseline._replace(heatmaps=maps**2, aug_heatmaps=aug_maps**2)))
+    control = evaluation.sharpness_matched(baseline, summary["effective_area"])
+    for name in ("content_heatmap", "consistency"):
+        assert control[f"sharpness_matched_{name}"] == pytest.approx(summary[name], abs=1e-3)
+
+
+def test_insertion_and_deletion_of_dead_heatmaps_are_not_scored(explained):
+    dead = ~metrics.live(explained.heatmaps)
+    values = evaluation.measures(explained)
+    assert dead.any()
+    assert values["insertion"][dead].isnan().all()
+    assert values["deletion"][120:].isnan().all()
+    assert not values["deletion"][:120][~dead[:120]].isnan().any()
+
+
+def test_model_is_left_in_eval_mode_and_without_gradients(cam, data):
+    cam.train()
+    evaluation.per_image(cam, data.val, range(4), data, CPU, seed=0, stream="val")
+    assert not cam.model.training
+    assert all(parameter.grad is None for parameter in cam.model.parameters())
+
+
+# ---- Files.
+
+
+@pytest.fixture
+def birds(tmp_path):
+    root = data_sets.make_cub(tmp_path)
+    return replace(SETTINGS, data="cub", data_root=str(root), model="small_resnet", image_size=64)
+
+
+def test_unreadable_images_are_named_skipped_and_counted(birds, capsys):
+    opened = open_data(birds)
+    broken = opened.test.records[1].path
+    with open(broken, "w") as file:
+        file.write("no image")
+    cam = models.grad_cam(models.create(birds, 3))
+    explained = evaluation.explain(cam, opened.test, opened, CPU, seed=0)
+    assert explained.corrupt.tolist() == [False, True, False, False, False, False]
+    summary = evaluation.summarise(evaluation.measures(explained))
+    assert summary["corrupt_images"] == 1
+    readable = opened._replace(test=opened.test.subset([0, 2, 3, 4, 5]))
+    without = evaluation.summarise(evaluation.measures(evaluation.explain(cam, readable.test, readable, CPU, seed=0)))
+    assert summary["accuracy"] == pytest.approx(without["accuracy"])
+    assert summary["flat_content_heatmap"] == pytest.approx(without["flat_content_heatmap"])
+    evaluation.explain(cam, opened.test, opened, CPU, seed=0)
+    printed = capsys.readouterr().err
+    assert printed.count("cannot read the image") == 1  # once, however often it is met
+    assert broken in printed
+    with pytest.raises(CorruptImage, match=r"Black_footed_Albatross_0006"):
+        evaluation.explain(cam, opened.test, opened._replace(strict=True), CPU, seed=0)
+
+
+def test_workers_change_nothing(birds):
+    opened = open_data(birds)
+    torch.manual_seed(0)
+    cam = models.grad_cam(models.create(birds, 3))
+    alone, helped = (evaluation.explain(cam, opened.test, opened, CPU, seed=0, workers=workers) for workers in (0, 2))
+    for first, second in zip(alone[:-1], helped[:-1], strict=True):
+        assert torch.equal(first, second)
+
+
+def test_images_without_boxes_are_measured_without_them(tmp_path, birds):
+    data_sets.save_image(tmp_path / "1.png", 1)
+    opened = open_data(birds)._replace(test=Images([Record(str(tmp_path / "1.png"), 0)], ("a", "b", "c")))
+    cam = models.grad_cam(models.create(birds, 3))
+    summary = evaluation.summarise(evaluation.measures(evaluation.explain(cam, opened.test, opened, CPU, seed=0)))
+    assert not {"content_heatmap", "flat_content_heatmap", "pointing_game"} & summary.keys()
+    assert "accuracy" in summary

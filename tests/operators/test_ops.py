@@ -1,0 +1,460 @@
+"""The operators of the library: torch's own checks of schema, fake kernel, autograd and AOT dispatch."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.utils._pytree import tree_map
+
+import cgc_kernels
+from tests.support.cases import CPP, lay_out, poison, simple_case, with_inverse
+from tests.support.compare import assert_same_bits
+
+# opcheck's own, under torch 2.14.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+OPS = ("cam", "resample", "contrast", "cgc")
+WEIGHTINGS = ("pooled", "gradcam", "elementwise")
+NAMES = tuple(name for op in OPS for name in (op, f"{op}_backward"))
+needs_library = pytest.mark.skipif(CPP.marks[0].args[0], reason=CPP.marks[0].kwargs["reason"])
+SIZE = (9, 11)
+
+
+def op(name):
+    return getattr(torch.ops.cgc_kernels, name).default
+
+
+def differentiable(*tensors):
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def tensors_of(case):
+    transform = with_inverse(case.transform)
+    return [transform] if isinstance(transform, torch.Tensor) else list(transform)
+
+
+# ---- A stage's operators, forward and backward, of any namespace and device: op(name) gives them
+
+
+def on(device, arguments):
+    return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, arguments)
+
+
+def check_cam(op, given, device="cpu"):
+    tensors, elementwise = on(device, cam_arguments(*given))
+    opcheck(op("cam"), (*differentiable(*tensors), elementwise))
+    heatmaps, weights = op("cam")(*tensors, elementwise)
+    saved = weights if given[0] == "gradcam" else tensors[1]
+    opcheck(op("cam_backward"), (torch.rand_like(heatmaps), heatmaps, tensors[0], saved, True, True))
+
+
+def check_resample(op, given, device="cpu"):
+    maps, (transform, *settings) = on(device, resample_arguments(*given))
+    opcheck(op("resample"), (*differentiable(*maps), transform, *settings))
+    *outputs, state = op("resample")(*maps, transform, *settings)
+    upstream = [torch.rand_like(t) for t in outputs]
+    opcheck(op("resample_backward"), (*upstream, *maps, *outputs, transform, state, *settings))
+
+
+def check_contrast(op, given, device="cpu"):
+    tensors = on(device, contrast_arguments(*given))
+    batch = len(tensors[0])
+    opcheck(op("contrast"), (*differentiable(*tensors), 0, batch, 0.5))
+    loss, row_losses = op("contrast")(*tensors, 0, batch, 0.5)
+    for share in ((0, batch), (batch // 3, batch // 2 + 1)):
+        opcheck(op("contrast"), (*tensors, *share, 0.5))
+        opcheck(op("contrast_backward"), (torch.ones_like(loss), *tensors, row_losses, *share, 0.5))
+
+
+def check_cgc(op, given, device="cpu", needs=15):
+    tensors, transform, settings = on(device, cgc_arguments(*given))
+    opcheck(op("cgc"), (*differentiable(*tensors), transform, *settings))
+    loss, saved = op("cgc")(*tensors, transform, *settings)
+    if given[0] == "gradcam":
+        tensors[1], tensors[3] = parts_of(saved, tensors[0], True, settings[4])["weights"]
+    opcheck(op("cgc_backward"), (torch.ones_like(loss), *tensors, transform, saved, *settings, needs))
+
+
+def parts_of(saved, features, pooled, objective):
+    """Views of the parts of what operator cgc saves."""
+    batch, channels, height, width = features.shape
+    length = 0 if objective == 2 else height * width
+    acc = torch.float64 if features.dtype == torch.float64 else torch.float32
+    kinds = {
+        "positives": (torch.float64, (batch,)),
+        "row_losses": (torch.float64, (batch,)),
+        "weights": (acc, (2, batch, channels if pooled else 0)),
+        "heatmaps": (acc, (2, batch, height * width)),
+        "rows": (acc, (batch, length)),
+        "keys": (acc, (batch, length)),
+        "state": (torch.float64 if objective == 2 else acc, (batch, 3, height * width)),
+    }
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
+    parts = saved.split(sizes)  # an error if these are not all of it
+    return {name: part.view(kind[0]).view(kind[1]) for part, (name, kind) in zip(parts, kinds.items(), strict=True)}
+
+
+def cam_arguments(weighting, layout, dtypes):
+    case = simple_case(pooled=weighting == "pooled").to(*dtypes)
+    return [lay_out(v, layout) for v in case.views[:2]], weighting == "elementwise"
+
+
+CAMS = [
+    ("pooled", "contiguous", (torch.float32, torch.float32)),
+    ("gradcam", "channels_last", (torch.bfloat16, torch.float32)),
+    ("elementwise", "channels_last", (torch.float64, torch.float64)),
+    ("elementwise", "contiguous", (torch.float16, torch.float16)),
+]
+
+
+@needs_library
+@pytest.mark.parametrize("cam", CAMS)
+def test_cam(cam):
+    check_cam(op, cam)
+
+
+@needs_library
+@pytest.mark.parametrize("cam", CAMS)
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_cam_backward(cam, needs):
+    (features, gradients), elementwise = cam_arguments(*cam)
+    heatmaps, weights = op("cam")(features, gradients, elementwise)
+    saved = weights if cam[0] == "gradcam" else gradients
+    opcheck(op("cam_backward"), (torch.rand_like(heatmaps), heatmaps, features, saved, *needs))
+
+
+RESAMPLES = [
+    ("crop", 0, torch.float32),
+    ("warp", 1, torch.float64),
+    ("crop", 2, torch.float64),
+    ("warp", 0, torch.float32),
+]
+
+
+def resample_arguments(transform, objective, dtype):
+    case = simple_case(transform=transform)
+    maps = torch.rand(2, 3, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return list(maps), (tensors_of(case), *SIZE, 1e-8, objective)
+
+
+@needs_library
+@pytest.mark.parametrize("given", RESAMPLES)
+def test_resample(given):
+    check_resample(op, given)
+
+
+def contrast_arguments(batch, dtype):
+    rows, keys = torch.rand(2, batch, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return rows, keys, torch.rand(batch, dtype=torch.float64)
+
+
+CONTRASTS = [(1, torch.float32), (7, torch.float64), (70, torch.float32)]
+
+
+@needs_library
+@pytest.mark.parametrize("given", CONTRASTS)
+def test_contrast(given):
+    check_contrast(op, given)
+
+
+CGCS = [
+    ("pooled", "crop", 0, "contiguous", (torch.float32, torch.float32)),
+    ("gradcam", "warp", 1, "channels_last", (torch.bfloat16, torch.float32)),
+    ("elementwise", "crop", 2, "channels_last", (torch.float64, torch.float64)),
+]
+
+
+def cgc_arguments(weighting, transform, objective, layout, dtypes):
+    case = simple_case(pooled=weighting == "pooled", transform=transform).to(*dtypes)
+    settings = (*SIZE, 0.5, weighting == "elementwise", objective, 0.7, 1e-8)
+    return [lay_out(v, layout) for v in case.views], tensors_of(case), settings
+
+
+@needs_library
+@pytest.mark.parametrize("given", CGCS)
+@pytest.mark.parametrize("needs", [15, 1, 10])
+def test_cgc(given, needs):
+    check_cgc(op, given, needs=needs)
+
+
+@needs_library
+def test_what_the_backward_saves_has_no_gradient():
+    tensors, transform, settings = cgc_arguments(*CGCS[0])
+    loss, saved = op("cgc")(*differentiable(*tensors), transform, *settings)
+    assert loss.requires_grad
+    assert not saved.requires_grad
+    maps, rest = resample_arguments("crop", 0, torch.float64)
+    *outputs, state = op("resample")(*differentiable(*maps), *rest)
+    assert all(t.requires_grad for t in outputs)
+    assert not state.requires_grad
+
+
+@needs_library
+def test_the_loss_of_a_share_is_not_differentiated_as_if_it_were_the_whole():
+    """Its gradient takes the losses of all rows, which one share does not know."""
+    loss, _ = op("contrast")(*differentiable(*contrast_arguments(7, torch.float64)), 2, 3, 0.5)
+    with pytest.raises(RuntimeError, match=r"some of the rows must .*, got a backward of 3 rows of 7"):
+        loss.backward()
+
+
+@needs_library
+def test_unwanted_gradients_are_empty():
+    tensors, transform, settings = cgc_arguments(*CGCS[2])
+    loss, saved = op("cgc")(*tensors, transform, *settings)
+    for needs in range(16):
+        grads = op("cgc_backward")(torch.ones_like(loss), *tensors, transform, saved, *settings, needs)
+        assert [g.numel() > 0 for g in grads] == [bool(needs >> i & 1) for i in range(4)]
+
+
+def check_what_is_saved(op, given):
+    """Every byte of `saved` is written: its parts are numbers, those of the stages, whatever was there before."""
+    tensors, transform, settings = cgc_arguments(*given)
+    objective, pooled = settings[4], given[0] == "gradcam"
+    with poison():
+        saved = op("cgc")(*tensors, transform, *settings)[1]
+    parts = parts_of(saved, tensors[0], pooled, objective)
+    assert all(part.isfinite().all() for part in parts.values()), given
+    assert torch.equal(saved, op("cgc")(*tensors, transform, *settings)[1])
+    heatmaps, weights = zip(*(op("cam")(*tensors[i : i + 2], settings[3]) for i in (0, 2)), strict=True)
+    assert_same_bits(parts["heatmaps"], torch.stack(heatmaps).flatten(2))
+    if pooled:
+        assert_same_bits(parts["weights"], torch.stack(weights))
+    rows, keys, positives, state = op("resample")(*heatmaps, transform, *settings[:2], settings[6], objective)
+    stage = {"rows": rows, "keys": keys, "positives": positives, "state": state.flatten(2)}
+    for name, expected in stage.items():
+        assert_same_bits(parts[name], expected, name)
+    zeros = torch.zeros_like(positives)
+    losses = zeros if objective == 2 else op("contrast")(rows, keys, positives, 0, len(rows), settings[2])[1]
+    assert_same_bits(parts["row_losses"], losses, "row_losses")
+
+
+@needs_library
+@pytest.mark.parametrize("given", CGCS)
+def test_what_is_saved(given):
+    check_what_is_saved(op, given)
+
+
+@needs_library
+def test_every_output_is_written():
+    """Of each operator, those included that only its backward reads."""
+    for given in CGCS:
+        tensors, _, settings = cgc_arguments(*given)
+        maps, rest = resample_arguments(given[1], given[2], torch.float32)
+        with poison():
+            outputs = [*op("resample")(*maps, *rest), *op("contrast")(*contrast_arguments(7, torch.float32), 1, 5, 0.5)]
+            outputs += op("cam")(*tensors[:2], settings[3])
+        assert all(t.isfinite().all() for t in outputs), given
+
+
+@needs_library
+def test_every_operator_of_the_namespace_is_checked_here():
+    registered = {
+        schema.name.split("::")[1]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("cgc_kernels::")
+    }
+    assert registered == {*NAMES, "instruction_set"}
+
+
+@needs_library
+class TestGuards:
+    """Operators called directly refuse what would read out of bounds."""
+
+    def refused(self, name, *arguments, match=""):
+        with pytest.raises(RuntimeError, match=rf", {match}.* must .*, got "):
+            op(name)(*arguments)
+
+    def test_cam(self):
+        x = torch.rand(2, 3, 4, 5)
+        self.refused("cam", x[0], x, True, match="features")
+        self.refused("cam", x, x[:, :2], True, match="gradients")
+        self.refused("cam", x, x.double(), True, match="gradients")
+        self.refused("cam", x.double(), x, True, match="gradients")
+        self.refused("cam", x[..., ::2], x[..., ::2], True, match="features")
+        self.refused("cam", x, x.contiguous(memory_format=torch.channels_last), True, match="gradients")
+        self.refused("cam", x.int(), x.int(), True, match="features")
+        self.refused("cam", x, torch.rand(2, 4), False, match="gradients")
+
+    def test_cam_backward(self):
+        x, maps = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5)
+        self.refused("cam_backward", maps[:1], maps, x, x, True, True, match="grad_heatmaps")
+        self.refused("cam_backward", maps, maps.double(), x, x, True, True, match="heatmaps")
+        self.refused("cam_backward", maps.mT.contiguous().mT, maps, x, x, True, True, match="grad_heatmaps")
+
+    def test_resample(self):
+        maps, crops = torch.rand(2, 4, 5), self.crops()
+        rest = (8, 8, 1e-8, 0)
+        self.refused("resample", maps, maps[:, :3], crops, *rest, match="aug_heatmaps")
+        self.refused("resample", maps, maps.double(), crops, *rest, match="aug_heatmaps")
+        self.refused("resample", maps, maps, [c[:1] for c in crops], *rest, match=r"transform\[0\]")
+        self.refused("resample", maps, maps, [*crops[:4], crops[4].float()], *rest, match=r"transform\[4\]")
+        self.refused("resample", maps, maps, crops[:4], *rest, match="transform")
+        self.refused("resample", maps, maps, [], *rest, match="transform")
+        self.refused("resample", maps, maps, [torch.eye(3).expand(2, 3, 3)], *rest, match="transform")
+        self.refused("resample", maps, maps, crops, 0, 8, 1e-8, 0, match="height and width")
+        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, 3, match="objective")
+        self.refused("resample", maps.half(), maps.half(), crops, *rest, match="heatmaps")
+
+    def test_resample_backward(self):
+        maps, crops = torch.rand(2, 4, 5), self.crops()
+        rest = (8, 8, 1e-8, 0)
+        rows, keys, positives, state = op("resample")(maps, maps, crops, *rest)
+        right = {"grad_rows": rows, "grad_keys": keys, "grad_positives": positives, "heatmaps": maps}
+        right |= {"aug_heatmaps": maps, "rows": rows, "keys": keys, "positives": positives}
+        right |= {"transform": crops, "state": state}
+        op("resample_backward")(*right.values(), *rest)
+        for name, given in right.items():
+            wrong = [f[:1] for f in crops] if name == "transform" else given[:1]
+            self.refused("resample_backward", *{**right, name: wrong}.values(), *rest)
+            if name not in ("transform", "heatmaps"):
+                halves = {**right, name: given.half()}
+                self.refused("resample_backward", *halves.values(), *rest, match=name)
+
+    def test_contrast(self):
+        rows, positives = torch.rand(4, 5), torch.rand(4, dtype=torch.float64)
+        rest = (0, 4, 0.5)
+        self.refused("contrast", rows, rows[:3], positives, *rest, match="keys")
+        self.refused("contrast", rows, rows, positives.float(), *rest, match="positives")
+        self.refused("contrast", rows, rows.T.contiguous().T, positives, *rest, match="keys")
+        self.refused("contrast_backward", rows, rows, rows, positives, positives, *rest, match="grad_loss")
+        loss, losses = op("contrast")(rows, rows, positives, 1, 2, 0.5)
+        self.refused("contrast_backward", loss, rows, rows, positives, losses, 1, 2, 0.5, match="row_losses")
+        for share in ((-1, 2), (4, 1), (1, 0), (0, 5), (2, 3)):
+            name = "count" if 0 <= share[0] < 4 else "first"
+            self.refused("contrast", rows, rows, positives, *share, 0.5, match=name)
+            self.refused("contrast_backward", loss, rows, rows, positives, positives, *share, 0.5, match=name)
+
+    def test_cgc(self):
+        x, crops = torch.rand(2, 3, 4, 5), self.crops()
+        rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
+        self.refused("cgc", x, x, x[:1], x[:1], crops, *rest, match="aug_features")
+        self.refused("cgc", x, x, x[:, :, :3], x[:, :, :3], crops, *rest, match="aug_features")
+        lower = x[:, :, :3].contiguous()
+        self.refused("cgc", x, x, lower, lower, crops, *rest, match="aug_features")
+        self.refused("cgc", x, x, x, lower, crops, *rest, match="aug_gradients")
+        self.refused("cgc", x, x, x.double(), x.double(), crops, *rest, match="aug_features")
+        self.refused("cgc", x, x, x, x, [c[:1] for c in crops], *rest, match="transform")
+
+    def test_cgc_backward(self):
+        x, crops = torch.rand(2, 3, 4, 5), self.crops()
+        rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
+        loss, saved = op("cgc")(x, x, x, x, crops, *rest)
+        for wrong in (saved[:-1], saved[::2], saved.float(), saved.view(-1, 2)):
+            self.refused("cgc_backward", loss, x, x, x, x, crops, wrong, *rest, 15, match="saved")
+        self.refused("cgc_backward", loss.half(), x, x, x, x, crops, saved, *rest, 15, match="grad_loss")
+
+    def test_what_was_got_is_told(self):
+        x = torch.rand(2, 3, 4, 5)
+        told = r"got float64 \[2, 3, 4, 5\] with strides \[60, 20, 5, 1\] on the CPU"
+        with pytest.raises(RuntimeError, match=told):
+            op("cam")(x, x.double(), True)
+
+    def crops(self):
+        return [torch.tensor([value, value]) for value in (0, 0, 8, 8)] + [torch.tensor([False, True])]
+
+
+# ---- Without the binary
+
+PURE = """
+import io, json, sys, torch
+import cgc_kernels
+from torch._subclasses import FakeTensorMode
+
+found = {"file": cgc_kernels.__file__, "info": cgc_kernels.info()}
+with FakeTensorMode():
+    x = torch.empty(4, 3, 5, 6)
+    crops = [torch.empty(4, dtype=torch.int64)] * 5
+    outputs = torch.ops.cgc_kernels.cgc(x, x, x, x, crops, 8, 8, 0.5, False, 0, 0.0, 1e-8)
+    found["shapes"] = [list(t.shape) for t in outputs]
+    found["cam"] = [list(t.shape) for t in torch.ops.cgc_kernels.cam(x, x, True)]
+x = torch.rand(2, 3, 4, 4)
+crop = cgc_kernels.CropFlip.identity(2, 8)
+def loss(name):
+    return float(cgc_kernels.cgc_loss((x, x), (x, x), crop, image_size=8, backend=name))
+found["losses"] = {name: loss(name) for name in ("auto", "torch", "reference")}
+for key, call in {
+    "cpp": lambda: loss("cpp"),
+    "gradcam": lambda: cgc_kernels.gradcam(x, x, backend="cpp"),
+    "operator": lambda: torch.ops.cgc_kernels.cam(x, x, True),
+}.items():
+    try:
+        call()
+        found[key] = None
+    except Exception as error:
+        found[key] = [type(error).__name__, str(error)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory):
+    """What a copy of the package without the compiled library says of itself."""
+    folder = tmp_path_factory.mktemp("pure")
+    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_build.json")
+    shutil.copytree(Path(cgc_kernels.__file__).parent, folder / "cgc_kernels", ignore=ignore)
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run([sys.executable, "-c", PURE], env=env, capture_output=True, text=True, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    report = subprocess.run([sys.executable, "-m", "cgc_kernels"], env=env, capture_output=True, text=True, cwd=folder)
+    assert report.returncode == 0, report.stderr
+    found = json.loads(run.stdout)
+    assert Path(found["file"]).is_relative_to(folder)
+    return {**found, "report": report.stdout}
+
+
+def test_schema_and_fake_exist_without_the_binary(pure):
+    assert pure["shapes"] == [[], [2 * 8 * 4 + 4 * (2 * 4 * 3 + (2 + 1 + 1 + 3) * 4 * 30)]]
+    assert pure["cam"] == [[4, 5, 6], [0]]
+    assert pure["operator"][0] == "NotImplementedError"
+
+
+def test_torch_serves_without_the_binary(pure):
+    losses = pure["losses"]
+    assert losses["auto"] == losses["torch"]
+    assert abs(losses["auto"] - losses["reference"]) < 1e-6
+    assert pure["info"]["auto"]["cpu"] == "torch"
+
+
+@pytest.mark.parametrize("call", ["cpp", "gradcam"])
+def test_explicit_cpp_raises_with_the_remedy_without_the_binary(pure, call):
+    kind, message = pure[call]
+    assert kind == "RuntimeError"
+    assert "backend must be one that can serve this call, got 'cpp'" in message
+    assert "were not built" in message
+    assert "install a C++17 compiler and run: CGC_CPP=1 pip install" in message
+
+
+def test_info_without_the_binary(pure):
+    backends = pure["info"]["backends"]
+    assert not backends["cpp"]["available"]
+    assert "never installed" in backends["cpp"]["reason"]
+    assert backends["torch"] == {"available": True, "reason": ""}
+    assert pure["info"]["cpp"] == {}
+
+
+def test_report_without_the_binary(pure):
+    lines = pure["report"].splitlines()
+    (cpp,) = (line for line in lines if line.startswith("cpp"))
+    assert cpp.split()[1] == "no"
+    assert "CGC_CPP=1 pip install" in cpp
+    assert "backend='auto' on cpu tensors: torch" in lines
+    assert not any("code on" in line for line in lines)
+
+
+@needs_library
+def test_a_fake_kernel_allocates_what_the_real_one_does():
+    """Strides too: compiled code trusts them."""
+    tensors, transform, settings = cgc_arguments(*CGCS[2])
+    real = op("cgc")(*tensors, transform, *settings)
+    fakes = torch.ops.cgc_kernels.cgc(*on("meta", (*tensors, transform)), *settings)
+    for one, fake in zip(real, fakes, strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (fake.shape, fake.dtype, fake.stride())
+    again = op("cgc")(*tensors, transform, *settings)
+    assert_same_bits(again[0], real[0])
