@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 # One thread a worker; tests of multi-threading ask for their threads.
 WORKERS := -n $(JOBS) --dist worksteal
 TEST := OMP_NUM_THREADS=1 $(PYTEST) tests $(WORKERS)
-INTERPRETED := OMP_NUM_THREADS=1 $(PYTEST) tests/interpreted $(WORKERS)
+INTERPRETED := OMP_NUM_THREADS=1 $(PYTEST) tests/triton/interpreted $(WORKERS)
 
 CPP := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 

@@ -1,8 +1,8 @@
 """`make gpu`: all that needs a CUDA device, and a record of it at the end of docs/gpu.md.
 
-Tests marked gpu, by several workers on the device; the benchmark (bench/gpu.py); compute-sanitizer (tests/cuda/sanitize.py),
-the likeliest to take long, last. A part that fails or does not end hides no other: all run, the record is written anew
-after each, and the exit status is 1.
+Tests marked gpu, by several workers on the device; the benchmark (bench/gpu.py); compute-sanitizer, the likeliest to
+take long, last (tests/cuda/sanitize.py). A part that fails or does not end hides no other: all run, the record is
+written anew after each, and the exit status is 1.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
     # A call that torch tries, and answers when it fails, is no error; ours are checked where they are made.
     "memcheck": ["--report-api-errors", "no"],

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from cgc_kernels import cgc_loss
 from tests.cuda import simt
 from tests.cuda.cases import LAYOUTS, WEIGHTINGS, case_of
+from tests.support import ROOT
 from tests.support.cases import evaluate
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
@@ -157,9 +157,7 @@ print("clean")
 
 
 def test_address_sanitizer():
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    env = {**simt.asan_environment(), "PYTHONPATH": path}
+    env = {**simt.asan_environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     run = subprocess.run([sys.executable, "-c", ASAN], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     assert run.stdout.split() == ["clean"]

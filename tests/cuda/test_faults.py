@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.cuda import simt
+from tests.support import ROOT
 from tests.support.cases import VIEWS, evaluate, lay_out, simple_case
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
 
-ROOT = Path(__file__).parents[1]
 
 # Only the kernels of float32 and of crops, which compile in a fraction of the time.
 DISPATCH = "csrc/common/dispatch.h"
@@ -114,13 +114,13 @@ FAULTS = {
 def patched(folder: Path, patches):
     """A copy of the sources with each (file, old, new) applied."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    shutil.copy(ROOT / "tests" / "cuda_kernels.cu", folder)
+    shutil.copy(ROOT / "tests" / "cuda" / "kernels.cu", folder)
     for file, old, new in patches:
         text = (folder / file).read_text()
         found = text.count(old)
         assert found == 1, f"{file} holds {old!r} {found} times"
         (folder / file).write_text(text.replace(old, new))
-    return folder / "cuda_kernels.cu"
+    return folder / "kernels.cu"
 
 
 def case_of(pooled, layout, batch=66):

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +21,9 @@ from tests.cuda.simt_cases import (
     shares_in_sequence,
     values,
 )
+from tests.support import ROOT
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.parametrize("flavour", ["plain", "instrumented"])
@@ -227,7 +225,7 @@ def test_a_shuffle_from_a_lane_outside_the_mask_is_an_error():
 
 ASAN_RUN = """
 import sys
-sys.path[:0] = [{here!r}]
+sys.path[:0] = [{root!r}]
 from tests.cuda import simt_cases
 device = simt_cases.samples("asan", *sys.argv[2:])
 device.setup(1)
@@ -241,7 +239,7 @@ def run_under_asan(cases: str, *faults: str) -> subprocess.CompletedProcess:
     build(
         "tests/cuda/simt/samples.cu", "asan", defines=[f"FAULT_{fault}" for fault in faults]
     )  # not under the sanitizer
-    command = [sys.executable, "-c", ASAN_RUN.format(here=str(HERE)), cases, *faults]
+    command = [sys.executable, "-c", ASAN_RUN.format(root=str(ROOT)), cases, *faults]
     return subprocess.run(command, text=True, capture_output=True, env=asan_environment())
 
 

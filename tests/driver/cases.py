@@ -15,7 +15,8 @@ from driver import data, engine, settings, storage
 from driver.ranks import Ranks
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
+
 TRAIN = ROOT / "python" / "train.py"
 TINY = ["--train-images", "64", "--val-images", "20", "--test-images", "40", "--warmup", "1"]
 TIMINGS = {"seconds", "images_per_second"}

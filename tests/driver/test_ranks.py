@@ -13,7 +13,6 @@ from driver.ranks import Ranks
 from driver.views import Steps
 
 from tests.driver.cases import (
-    ROOT,
     TINY,
     assert_same,
     drive,
@@ -21,9 +20,10 @@ from tests.driver.cases import (
     kill_inside_an_epoch,
     started,
 )
+from tests.support import ROOT
 from tests.support.compare import assert_close
 
-WORKER = ROOT / "tests" / "driver_worker.py"
+WORKER = ROOT / "tests" / "driver" / "worker.py"
 STEP = ["--batch-size", "16", "--freeze-batchnorm"]
 
 

@@ -24,8 +24,9 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from tests.driver import data_sets
-from tests.driver.cases import ROOT, SMALL, assert_same, refused, run
+from tests.driver.cases import SMALL, assert_same, refused, run
 from tests.driver.data_sets import WNIDS
+from tests.support import ROOT
 
 
 def opened(root, name="folder", **more) -> data.Data:

@@ -15,7 +15,6 @@ from driver.presets import PRESETS
 from PIL import Image
 
 from tests.driver.cases import (
-    ROOT,
     TINY,
     assert_same,
     drive,
@@ -25,6 +24,7 @@ from tests.driver.cases import (
     train_steps,
     wait_until,
 )
+from tests.support import ROOT
 
 # All that a checkpoint has to hold: averaged weights, a teacher, parts of batches, steps inside an epoch.
 RESUMED = ["--ema", "0.9", "--teacher", "--accumulate", "2", "--checkpoint-every", "1", "--batch-size", "16"]

@@ -3,16 +3,16 @@
 import copy
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 
 from cgc_kernels import CropFlip, GradCAM, cgc_loss, homography
+from tests.support import ROOT
 from tests.support.compare import assert_close
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 RECIPES = sorted((DOCS / "recipes").glob("*.py"))
 PAGE = (DOCS / "recipes.md").read_text()
 

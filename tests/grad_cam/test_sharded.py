@@ -11,7 +11,7 @@ from tests.support.rank_processes import run_ranks
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each process found."""
-    return run_ranks("sharded_worker.py", RANKS, tmp_path_factory.mktemp("sharded"))
+    return run_ranks("grad_cam/sharded_worker.py", RANKS, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.support.rank_processes import run_ranks
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of the four processes found, by key."""
-    return run_ranks("distributed_worker.py", RANKS, tmp_path_factory.mktemp("ranks"))
+    return run_ranks("loss/distributed_worker.py", RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("function", [*FUNCTIONS, "even"])

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from cgc_kernels import CropFlip, backends, gradcam, info
+from tests.support import ROOT
 from tests.support.cases import CPP, EVERY_BACKEND, VIEWS, Case, evaluate, golden_cases, lay_out
 from tests.support.compare import assert_close
 
-DATA = golden_cases(Path(__file__).parent / "data")
+DATA = golden_cases(Path(__file__).parent / "golden")
 FORMATS = ("contiguous", "channels_last")
-TESTS = Path(__file__).parent
+ROOM = Path(__file__).parent
 ISAS = ("baseline", "avx2", "avx512")
 
 
@@ -98,15 +99,15 @@ def test_data_is_complete():
 @pytest.mark.parametrize("backend", [CPP])
 def test_every_instruction_set(backend, isa):
     """Golden cases, all conversions and both memory formats of the cam stage once more in each compiled path."""
-    env = {**os.environ, "CGC_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), *sys.path])}
+    env = {**os.environ, "CGC_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     code = "import cgc_kernels; print(cgc_kernels.info()['cpp']['instruction_set'])"
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     if run.stdout.strip() != isa:
         pytest.skip(f"this processor or this build has no {isa} path")
     tests = ["test_golden.py", "test_cam.py", "test_contrast.py", "test_resample.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k"]
-    command += ["cpp and not every_instruction_set and not slow", *(str(TESTS / test) for test in tests)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, cwd=TESTS.parent)
+    command += ["cpp and not every_instruction_set and not slow", *(str(ROOM / test) for test in tests)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
 
 

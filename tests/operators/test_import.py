@@ -4,13 +4,13 @@ import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import cgc_kernels
 from cgc_kernels.tracing import constant_result
+from tests.support import ROOT
 
 IMPORT = """
 import os, sys
@@ -62,9 +62,6 @@ def test_the_mark_of_a_constant_is_torchs():
         pass
 
     assert vars(constant_result(ours)) == vars(torch.compiler.assume_constant_result(torchs)) != {}
-
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("folder", ["python", "docs/recipes"])

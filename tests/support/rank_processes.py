@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-TESTS = Path(__file__).parent
+from tests.support import ROOT
 
 
 def run_ranks(worker: str, ranks: int, folder: Path) -> list:
     """What each of `ranks` processes of tests/`worker` has saved in `folder`; fails with their errors."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    command = [sys.executable, TESTS / worker, folder / "store"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "tests" / worker, folder / "store"]
     processes = [
         subprocess.Popen([*command, str(rank), folder], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(ranks)

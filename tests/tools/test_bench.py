@@ -16,8 +16,9 @@ from bench.cases import Case, random_crop, view
 from bench.floor import Floor, FloorUnavailable, Traffic, library
 from bench.problems import build
 from cgc_kernels import CropFlip, cgc_loss
+from tests.support import ROOT
 
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "loss" / "golden"
 EAGER_PEERS = ("literal", "grid_sample", "vectorised")
 DEFAULT_CASES = (*bench_cgc.DEFAULT, *bench_cam.DEFAULT, *bench_resample.DEFAULT, *bench_contrast.DEFAULT)
 NAMES = ("features", "gradients", "aug_features", "aug_gradients")
@@ -210,7 +211,7 @@ def pytest_configure():
 def test_a_warning_of_pytest_benchmark_under_xdist_does_not_end_pytest(tmp_path):
     (tmp_path / "warns.py").write_text(WARNING_PLUGIN)
     (tmp_path / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
-    settings = Path(__file__).parents[1] / "pyproject.toml"
+    settings = ROOT / "pyproject.toml"
     command = [sys.executable, "-m", "pytest", "-c", str(settings), "-p", "warns", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([*command, tmp_path], env=environment, text=True, capture_output=True)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 OUTPUT = ROOT / "build" / "simt"
 
 CXXFLAGS = [

@@ -14,7 +14,7 @@ from .report import Results, conclude, describe, equivalent, explained
 from .runner import Broken, Outcome, Workplace, digest, files_of
 from .targets import TARGETS, Target
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def arguments() -> argparse.Namespace:

@@ -65,8 +65,8 @@ TARGETS = {
         sources=("cgc_kernels/backends/triton/**/*.py",),
         generate=python_source.mutants,
         tests=(
-            (*PYTEST, "tests/interpreted/*{stage}*.py"),
-            (*PYTEST, "--ignore=tests/triton/interpreted/test_interpreter.py", "tests/interpreted"),
+            (*PYTEST, "tests/triton/interpreted/*{stage}*.py"),
+            (*PYTEST, "--ignore=tests/triton/interpreted/test_interpreter.py", "tests/triton/interpreted"),
         ),
         ignored_files=BINARIES[:2],
         environment={"TRITON_INTERPRET": "1"},
@@ -74,7 +74,7 @@ TARGETS = {
     "cuda": Target(
         sources=("csrc/cuda/*.cu", "csrc/cuda/*.cuh", *SHARED_FORMULAS),
         generate=cpp_source.mutants,
-        tests=((*PYTEST, "tests/test_cuda_emulated*.py"), (*PYTEST, "tests/cuda/test_faults.py")),
+        tests=((*PYTEST, "tests/cuda/test_emulated*.py"), (*PYTEST, "tests/cuda/test_faults.py")),
         ignored_files=(*BINARIES[:2], "build/simt/**/*"),
         tuning=("split_channels", "pixel_parts", "table_elements", "contrast_forward_of"),
     ),
@@ -82,8 +82,8 @@ TARGETS = {
         sources=("csrc/cpu/*.h", "csrc/common/**/*.h"),
         generate=cpp_source.mutants,
         tests=(
-            (*PYTEST, "-k", "cpp", "tests/test_{stage}.py"),
-            (*PYTEST, "-k", "cpp", *(f"tests/test_{stage}.py" for stage in STAGES)),
+            (*PYTEST, "-k", "cpp", "tests/loss/test_{stage}.py"),
+            (*PYTEST, "-k", "cpp", *(f"tests/loss/test_{stage}.py" for stage in STAGES)),
         ),
         build=BUILD,
         ignored_files=BINARIES,

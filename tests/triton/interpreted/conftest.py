@@ -1,7 +1,4 @@
-"""Tests of Triton kernels: in the repaired interpreter, so in a process of their own with TRITON_INTERPRET=1.
-
-The folder is not called triton: tests/ is on sys.path, and would serve it to torch as the package where there is none.
-"""
+"""Tests of Triton kernels: in the repaired interpreter, so in a process of their own with TRITON_INTERPRET=1."""
 
 import importlib.util
 import os

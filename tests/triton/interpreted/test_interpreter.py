@@ -28,7 +28,7 @@ from tests.triton.interpreter import (
 @pytest.fixture(scope="module")
 def stock():
     """What the interpreter makes of bfloat16 without the repairs."""
-    command = [sys.executable, kernels.__file__]
+    command = [sys.executable, "-m", kernels.__name__]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -50,7 +50,9 @@ def test_repair_again_is_nothing():
 @pytest.mark.parametrize("interpret", ["0", "1"])
 def test_what_does_not_fit_is_told(interpret, tmp_path):
     """Another version of triton, and a triton that was imported without TRITON_INTERPRET."""
-    script = "import triton, interpreter as i\n" + ("triton.__version__ = '9.9'\n" if interpret == "1" else "")
+    script = "import triton\nfrom tests.triton import interpreter as i\n" + (
+        "triton.__version__ = '9.9'\n" if interpret == "1" else ""
+    )
     script += "try:\n    i.repair()\nexcept RuntimeError as error:\n    print(error)"
     env = {**os.environ, "TRITON_INTERPRET": interpret, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path)
