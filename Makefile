@@ -73,7 +73,7 @@ lint: install ## ruff and clang-format
 	$(BIN)/ruff format --check .
 	$(if $(CPP),$(BIN)/clang-format --dry-run -Werror $(CPP))
 
-codegen: install ## registers, spills, occupancy and instructions of the CUDA and Triton kernels, into docs
+codegen: install ## registers, spills, occupancy and instructions of the GPU kernels, into build/codegen and docs/codegen.md
 	$(BIN)/python -m bench.cuda_codegen
 	$(BIN)/python -m bench.codegen
 

@@ -2,8 +2,8 @@
 
 The launchers run on CPU tensors with the launch itself replaced: what they would have launched is compiled for each
 architecture, specialised as a launch would have it, and the tools that triton brings read the result: registers,
-spills, shared memory, theoretical occupancy, and the width of every access to global memory. Writes
-docs/triton-codegen.md.
+spills, shared memory, theoretical occupancy, and what the instructions are. Writes build/codegen/triton.md and rows of
+docs/codegen.md.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import product
@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from cgc_kernels.backends.triton.kernels import cam, cgc, resample
 from cgc_kernels.backends.triton.kernels.launch import WARPS
 
-from . import sass
+from . import codegen_page, sass
 from .occupancy import occupancy
 
 ARCHITECTURES = (80, 90, 100)
@@ -50,16 +50,16 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 SIDES = ((7, 7), (8, 8), (9, 9), (14, 14), (31, 31), (32, 32))
 OBJECTIVES = ("released", "paper", "mse")
 MIXED = torch.bfloat16, torch.bfloat16
+COMPILER = f"triton {triton.__version__}"
 PREFACE = """# Machine code of the Triton kernels
 
-Made by `python -m bench.codegen` with triton {triton}, without a GPU: each kernel is compiled as the launcher would
+Made by `python -m bench.codegen` with {compiler}, without a GPU: each kernel is compiled as the launcher would
 specialise it, for {architectures} (a cell's entries, in this order), and read with cuobjdump. Nothing was executed.
 "Apart" are the operators of single stages. Shown are bfloat16 in channels_last, and every objective and transform for
 7 x 7 maps; the tests also compile the other dtypes, layouts and sizes. Occupancy is theoretical: resident warps over
 those that a multiprocessor can hold. 16-byte loads and stores are counted in the program text, where a loop's body
 counts once.
 """
-TABLE = Path(__file__).parent.parent / "docs" / "triton-codegen.md"
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -83,8 +83,7 @@ class Code(NamedTuple):
     local: int
     shared: int  # bytes a block
     threads: int
-    loads: dict[int, int]  # accesses to global memory in the program text, by their width in bytes; empty if not read
-    stores: dict[int, int]
+    facts: sass.Facts  # none if the instructions were not read
 
     @property
     def occupancy(self) -> float:
@@ -98,7 +97,7 @@ class Code(NamedTuple):
 
     def wide(self, kind: str) -> int:
         """Number of loads, or of stores, of 16 bytes or more."""
-        return sum(count for width, count in getattr(self, kind).items() if width >= 16)
+        return sum(count for width, count in getattr(self.facts, kind).items() if width >= 128)
 
 
 class Call(NamedTuple):
@@ -116,6 +115,9 @@ class Call(NamedTuple):
         height, width = self.side
         transform = "crop" if self.crop else "warp"
         return f"{names} {self.layout} {self.weighting} {height}x{width} {self.objective} {transform}"
+
+
+MAIN = Call(MIXED)
 
 
 def calls() -> list[Call]:
@@ -233,11 +235,21 @@ def distinct(every: list[Launch], architecture: int) -> list[tuple[Launch, ASTSo
 
 def instructions(launch: Launch, architecture: int) -> list[sass.Instruction]:
     """The machine code of a launch."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(_compiled(launch, architecture).asm["cubin"])
-        cubin.flush()
-        (code,) = sass.functions(_tool("cuobjdump", "-sass", cubin.name)).values()
+    with _cubin(_compiled(launch, architecture)) as file:
+        return _instructions(file)
+
+
+def _instructions(file: str) -> list[sass.Instruction]:
+    (code,) = sass.functions(_tool("cuobjdump", "-sass", file)).values()
     return code
+
+
+@contextmanager
+def _cubin(kernel) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        yield file.name
 
 
 def _compiled(launch: Launch, architecture: int):
@@ -245,40 +257,27 @@ def _compiled(launch: Launch, architecture: int):
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
-def compiled(job: tuple[Launch, int], accesses: bool = True) -> Code:
-    """Compile for one architecture and read the machine code; without accesses in half the time."""
+def compiled(job: tuple[Launch, int], facts: bool = True) -> Code:
+    """Compile for one architecture and read the machine code; without facts in half the time."""
     launch, architecture = job
     kernel = _compiled(launch, architecture)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(kernel.asm["cubin"])
-        cubin.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
-        sass = _tool("cuobjdump", "-sass", cubin.name) if accesses else ""
+    with _cubin(kernel) as file:
+        usage = _tool("cuobjdump", "--dump-resource-usage", file)
+        code = sass.facts(_instructions(file) if facts else [])
     figures = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     if not figures:
         raise RuntimeError(f"cuobjdump must report the resources of {launch.case}, got {usage!r}")
     # Triton asks for its shared memory at the launch: the cubin knows the static part only.
     shared = max(figures["SHARED"], kernel.metadata.shared)
     threads = 32 * kernel.metadata.num_warps
-    widths = [_widths(sass, instruction) for instruction in ("LDG", "STG")]
     sizes = figures["REG"], figures["STACK"], figures["LOCAL"], shared
-    return Code(launch.case, launch.kernel.__name__, architecture, *sizes, threads, *widths)
+    return Code(launch.case, launch.kernel.__name__, architecture, *sizes, threads, code)
 
 
 def _tool(name: str, *arguments: str) -> str:
     path = f"{_TOOLS}{os.pathsep}{os.environ['PATH']}"  # cuobjdump starts nvdisasm, from beside it
     command = [str(_TOOLS / name), *arguments]
     return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True).stdout
-
-
-def _widths(sass: str, instruction: str) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for modifiers in re.findall(rf"\b{instruction}\.E([.\w]*)", sass):
-        bits = [int(part) for part in modifiers.split(".") if part in ("64", "128", "256")]
-        small = {"U8": 1, "S8": 1, "U16": 2, "S16": 2}
-        width = bits[0] // 8 if bits else next((small[m] for m in modifiers.split(".") if m in small), 4)
-        found[width] = found.get(width, 0) + 1
-    return found
 
 
 def compile_all(jobs: list[tuple[Launch, int]], processes: int) -> Iterator[Code]:
@@ -316,21 +315,45 @@ def table(codes: list[Code]) -> str:
     return "\n".join(lines)
 
 
+def shown() -> list[tuple[Launch, int]]:
+    """What the page shows: the fused loss in the main case, each kernel once."""
+    architecture = codegen_page.ARCHITECTURE
+    every = distinct(launches(MAIN), architecture)
+    return [(launch, architecture) for launch, _, _ in every if launch.case == str(MAIN)]
+
+
+def section(codes: Iterable[Code]) -> str:
+    """The rows of the page; codes: those of `shown`, others are left out."""
+    rows = (
+        codegen_page.Row(
+            code.kernel.removesuffix("_kernel"),
+            code.case,
+            code.registers,
+            code.stack + code.local,
+            code.occupancy,
+            code.facts,
+        )
+        for code in codes
+        if (code.case, code.architecture) == (str(MAIN), codegen_page.ARCHITECTURE)
+    )
+    return codegen_page.section(COMPILER, rows)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, default=TABLE)
     args = parser.parse_args()
-    shown = [Call(MIXED, weighting=weighting, side=side) for weighting in WEIGHTINGS for side in ((7, 7), (14, 14))]
-    shown += [Call(MIXED, objective=objective, crop=crop) for objective in OBJECTIVES for crop in (True, False)]
-    launched = [launch for call in shown for launch in launches(call)]
+    cases = [Call(MIXED, weighting=weighting, side=side) for weighting in WEIGHTINGS for side in ((7, 7), (14, 14))]
+    cases += [Call(MIXED, objective=objective, crop=crop) for objective in OBJECTIVES for crop in (True, False)]
+    launched = [launch for call in cases for launch in launches(call)]
     jobs = [(launch, architecture) for launch, _, _ in distinct(launched, 90) for architecture in ARCHITECTURES]
     codes = list(tqdm(compile_all(jobs, args.processes), total=len(jobs), unit="kernel", disable=None))
     names = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-    text = PREFACE.format(triton=triton.__version__, architectures=names)
-    args.output.write_text(f"{text}\n{table(codes)}\n")
-    print(f"{len(codes)} kernels, {sum(code.spills for code in codes)} with spilled registers: {args.output}")
+    text = PREFACE.format(compiler=COMPILER, architectures=names)
+    codegen_page.write("triton", f"{text}\n{table(codes)}\n", section(codes))
+    spilled = sum(code.spills for code in codes)
+    print(f"{len(codes)} kernels, {spilled} with spilled registers: build/codegen/triton.md, docs/codegen.md")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """What nvcc makes of the CUDA kernels: registers, spills, occupancy, and what their instructions are.
 
-    python -m bench.cuda_codegen    # writes docs/cuda-codegen.md
+    python -m bench.cuda_codegen    # writes build/codegen/cuda.md and rows of docs/codegen.md
 
 Nothing is compiled: the build keeps what ptxas said beside each object in build/cuda, and cuobjdump reads the library.
 """
 
 import functools
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -16,18 +15,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import sass
+from . import codegen_page, sass
+from .codegen_page import ROOT
 from .occupancy import occupancy
 
-ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "cgc_kernels" / "_cuda.so"
 LOGS = ROOT / "build" / "cuda"
-TARGET = ROOT / "docs" / "cuda-codegen.md"
 ARCHITECTURES = (80, 90, 100)
 
 HEAD = """# The CUDA kernels as machine code
 
-Written by `make codegen` from the build's own objects: nvcc {toolkit}. Nothing here was measured on a device. A cell
+Written by `make codegen` from the build's own objects: {compiler}. Nothing here was measured on a device. A cell
 holds what is so for {architectures}, in this order, or one value for all.
 
 Threads are those of the largest block; the occupancy is the theoretical one at that block, the registers and the static
@@ -37,6 +35,18 @@ loads that a thread issues before it uses a result of one of them. Tensor: HMMA 
 precision and conversions. Loads and stores of global memory: those of 16 bytes + narrower ones.
 
 """
+
+# On the page: a kernel of each step of a call with 7 x 7 maps, released objective, crops.
+SHOWN = {
+    "cam_rows<__nv_bfloat16, __nv_bfloat16, 8, false>": "bfloat16 channels_last pooled",
+    "cam_rows_backward<__nv_bfloat16, __nv_bfloat16, 8, false>": "the same",
+    "cam_flat<float, float, 4, true>": "float32 contiguous elementwise",
+    "cam_flat_backward<float, float, 4, true>": "the same",
+    "crop_matrices<float>": "all but float64",
+    "resample_forward<float, float, float, 1, false>": "the same",
+    "contrast_forward<float, true>": "the same",
+    "cgc_backward<float, 1>": "the same",
+}
 
 
 class Usage(NamedTuple):
@@ -173,17 +183,38 @@ def rows(found: Iterable[list[Kernel]]) -> list[str]:
     return lines
 
 
+@functools.cache
+def compiler(architecture: int) -> str:
+    """Who made the library: "nvcc 13.0.88"; without the number where the toolkit does not write it."""
+    release = re.search(r"release [\d.]+, V([\d.]+)", dump("-elf", architecture))
+    return f"nvcc {release[1]}" if release else "nvcc"
+
+
+def section() -> str:
+    """The rows of the page."""
+    found = {kernel.name: kernel for kernel in kernels(codegen_page.ARCHITECTURE)}
+    return codegen_page.section(
+        compiler(codegen_page.ARCHITECTURE), (_row(found[name], case) for name, case in SHOWN.items())
+    )
+
+
+def _row(kernel: Kernel, case: str) -> codegen_page.Row:
+    usage = kernel.usage
+    spilled = usage.spill_stores + usage.spill_loads
+    return codegen_page.Row(kernel.base, case, usage.registers, spilled, kernel.occupancy, kernel.code)
+
+
 def main() -> None:
-    """Writes the document."""
+    """Writes the table and the page."""
     reason = missing()
     found = [] if reason else [kernels(architecture) for architecture in ARCHITECTURES]
     if reason or not all(found):
         raise SystemExit(reason or 'build the library first: CGC_CUDA=1 CGC_CUDA_ARCH="8.0 9.0 10.0" make install')
-    toolkit = json.loads(LIBRARY.with_name("_build.json").read_text())["cuda"]["toolkit"]
     lines = rows(found)
-    head = HEAD.format(toolkit=toolkit, architectures=", ".join(f"sm_{each}" for each in ARCHITECTURES))
-    TARGET.write_text(head + "\n".join(lines) + "\n")
-    print(f"{TARGET.relative_to(ROOT)}: {len(lines) - 2} kernels")
+    names = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
+    head = HEAD.format(compiler=compiler(codegen_page.ARCHITECTURE), architectures=names)
+    codegen_page.write("cuda", head + "\n".join(lines) + "\n", section())
+    print(f"{len(lines) - 2} kernels: build/codegen/cuda.md, docs/codegen.md")
 
 
 if __name__ == "__main__":

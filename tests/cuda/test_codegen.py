@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from bench import cuda_codegen, sass
+from bench import codegen_page, cuda_codegen, sass
 from bench.cuda_codegen import Kernel, Usage
 from bench.occupancy import occupancy, resident_blocks
 from tests.cuda.simt.build import cuda_include
@@ -269,3 +269,12 @@ def test_float32_does_not_calculate_in_double(architecture, base):
 def test_float32_uses_tensor_cores(architecture, base):
     found = {kernel.name: kernel.code.tensor for kernel in float32(architecture, base)}
     hold(found, least=BOUNDS[base].float32_tensor)
+
+
+@needs_build
+def test_the_page_shows_the_library():
+    built(codegen_page.ARCHITECTURE)
+    shown, compiler = codegen_page.shown("cuda"), cuda_codegen.compiler(codegen_page.ARCHITECTURE)
+    if codegen_page.compiler(shown) != compiler:
+        pytest.skip(f"docs/codegen.md shows code of {codegen_page.compiler(shown)}, the library is made by {compiler}")
+    assert cuda_codegen.section() == shown, "docs/codegen.md must show the code as it is: make codegen"

@@ -12,7 +12,7 @@ if not find_spec("triton") or os.environ.get("TRITON_INTERPRET") == "1":
 import torch
 from triton.runtime.jit import JITFunction
 
-from bench import codegen, sass
+from bench import codegen, codegen_page, sass
 from cgc_kernels.backends.triton.kernels import cgc
 from cgc_kernels.backends.triton.kernels.launch import ceil_div
 
@@ -45,7 +45,7 @@ def assert_good(jobs):
 def faults(job):
     """What is wrong with the code of one launch."""
     demanded = codegen.demanded(job[0])
-    code = codegen.compiled(job, accesses=any(demanded))
+    code = codegen.compiled(job, facts=any(demanded))
     what = f"{code.kernel}, {code.case}, sm_{code.architecture}"
     if code.spills:
         yield f"{what}: {code.stack} bytes of stack, {code.local} of local memory"
@@ -53,7 +53,7 @@ def faults(job):
         yield f"{what}: {code.shared} bytes of shared memory"
     for kind, wanted in zip(("loads", "stores"), demanded, strict=True):
         if code.wide(kind) < wanted:
-            yield f"{what}: {kind} {getattr(code, kind)}, of 16 bytes {wanted} expected"
+            yield f"{what}: {kind} {dict(getattr(code.facts, kind))} by bits, of 16 bytes {wanted} expected"
 
 
 @pytest.mark.parametrize("weighting", codegen.WEIGHTINGS)
@@ -99,6 +99,15 @@ def test_the_gradient_of_a_map_waits_rarely(objective, architecture):
 def test_products_run_on_tensor_cores(name, architecture):
     names = [each.name for each in codegen.instructions(fused(name), architecture)]
     assert "HMMA" in names
+
+
+def test_the_page_shows_what_triton_compiles():
+    """Launches of the tests above, which Triton's own cache holds."""
+    shown = codegen_page.shown("triton")
+    if codegen_page.compiler(shown) != codegen.COMPILER:
+        pytest.skip(f"docs/codegen.md shows code of {codegen_page.compiler(shown)}, this is {codegen.COMPILER}")
+    section = codegen.section(map(codegen.compiled, codegen.shown()))
+    assert section == shown, "docs/codegen.md must show the code as it is: make codegen"
 
 
 def test_a_spill_and_a_narrow_access_are_seen():
