@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support import ROOT
 from tests.tools.mutants import common, cpp_source, python_source
 from tests.tools.mutants.__main__ import judge_all
-from tests.tools.mutants.report import Results, conclude, describe, explained, item
+from tests.tools.mutants.report import SURVIVORS, Results, conclude, describe, explained, item
 from tests.tools.mutants.runner import Broken, Outcome, Workplace, digest, files_of
 from tests.tools.mutants.targets import TARGETS, Target
 
@@ -333,15 +334,24 @@ def test_survivors_are_explained_in_a_document(tree, tmp_path):
     assert not conclude([(mutant, survived)], same, 0.95)[1]
 
 
+def test_survivors_are_mutants_of_the_sources_as_they_are():
+    known = explained(ROOT / SURVIVORS)
+    assert len(known) == (ROOT / SURVIVORS).read_text().count("\n- ")
+    for file in {identity[0] for identity in known}:
+        generate = python_source.mutants if file.endswith(".py") else cpp_source.mutants
+        present = {mutant.identity for mutant in generate(file, (ROOT / file).read_text())}
+        gone = [identity for identity in known if identity[0] == file and identity not in present]
+        assert not gone, f"{SURVIVORS} must hold mutants of the present sources alone, got {gone}: drop them"
+
+
 def test_command_line():
-    root = TARGETS["cpp"].mutants.__globals__["__file__"].rsplit("/tests/", 1)[0]
     command = [sys.executable, "-m", "tests.tools.mutants", "cpp", "--list", "--count", "3", "--seed", "5"]
-    lists = [subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    lists = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert lists[0] == lists[1]
     assert lists[0].count("\n  + ") == 3
-    signs = subprocess.run([*command, "--kinds", "sign"], cwd=root, capture_output=True, text=True, check=True).stdout
+    signs = subprocess.run([*command, "--kinds", "sign"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert signs.count(", sign\n") == 3
-    wrong = subprocess.run([*command, "--kinds", "sighn"], cwd=root, capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command, "--kinds", "sighn"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "--kinds must be of " in wrong.stderr
     assert "got sighn" in wrong.stderr

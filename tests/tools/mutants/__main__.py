@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import Queue
 
 from .common import Mutant, sample
-from .report import Results, conclude, describe, equivalent, explained
+from .report import SURVIVORS, Results, conclude, describe, equivalent, explained
 from .runner import Broken, Outcome, Workplace, digest, files_of
 from .targets import TARGETS, Target
 
@@ -82,7 +82,7 @@ def main() -> int:
             sys.exit(f"--kinds must be of {', '.join(possible)}, got {', '.join(sorted(unknown))}")
         everything = [mutant for mutant in everything if mutant.kind in args.kinds]
     chosen = sample(everything, args.seed)
-    known = explained(args.root / "docs" / "mutants.md")
+    known = explained(args.root / SURVIVORS)
     print(f"{len(everything)} mutants of {args.target}, {min(args.count, len(everything))} of them by seed {args.seed}")
     if args.list:
         print("\n".join(describe(mutant, None, known) for mutant in chosen[: args.count]))

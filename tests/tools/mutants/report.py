@@ -7,7 +7,8 @@ from pathlib import Path
 from .common import Mutant, collapse
 from .runner import Outcome
 
-# One survivor: a list item of docs/mutants.md, whose lines are joined before they are read.
+SURVIVORS = "tests/tools/mutants/survivors.md"
+# One survivor: a list item of that document, whose lines are joined before they are read.
 EXPLAINED = re.compile(
     r"`(?P<file>[^`]+)` (?P<function>\S+), (?P<kind>\w+): `(?P<old>[^`]+)` → `(?P<new>[^`]*)`: (?P<why>\S.*)"
 )
