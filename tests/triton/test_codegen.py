@@ -23,7 +23,7 @@ SHARDS = 16  # for parallel workers: every launch belongs to one
 def every_launch():
     found = [launch for call in codegen.calls() for launch in codegen.launches(call)]
     for objective in ("released", "paper"):
-        found += codegen.launches(codegen.Call(objective=objective), batch=8192, channels=8)  # tiles of many rows
+        found += codegen.launches(codegen.Call(objective=objective), batch=8192, channels=16)  # tiles of many rows
     return found
 
 

@@ -143,7 +143,8 @@ def resampling(height: int, width: int, warp: bool) -> Resampling:
 
 def contrasting(count: int, length: int, dtype: torch.dtype) -> Contrasting:
     """For gradients or losses of `count` rows: as few for a program as a dot product takes, while these are few."""
-    rows, columns, cells = (32, 32, 64) if count > MANY_ROWS and length <= 64 else (16, 64, 64)
+    rows, columns = (32, 32) if count > MANY_ROWS and length <= 64 else (16, 64)
+    cells = 64 if length <= 64 else 32  # of more in two steps the registers would not do
     if dtype == torch.float64:
         columns = cells = 32
     options = {"num_warps": WARPS, "num_stages": 2, "maxnreg": REGISTERS}  # more would not fit every device's memory
