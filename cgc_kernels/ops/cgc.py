@@ -5,7 +5,7 @@ import torch
 from ..options import OBJECTIVES, Options, accumulation_dtype
 from ..transforms import CropFlip
 from .cam import pools, prepare, spread, wanted
-from .library import Stage
+from .library import StageOperators
 from .resample import MSE, STATE_MAPS, tensors_of
 
 
@@ -93,7 +93,7 @@ def _weights(saved: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor,
 
 _SETTINGS = "int height, int width, float temperature, bool elementwise, int objective, float consistency, float eps"
 _VIEWS = "Tensor features, Tensor gradients, Tensor aug_features, Tensor aug_gradients, Tensor[] transform"
-STAGE = Stage(
+OPERATORS = StageOperators(
     "cgc",
     f"({_VIEWS}, {_SETTINGS}) -> (Tensor loss, Tensor saved)",
     _fake,

@@ -4,7 +4,7 @@ import torch
 
 from ..options import OBJECTIVES
 from ..transforms import CropFlip
-from .library import Stage
+from .library import StageOperators
 
 # Of a sample, each [H, W]. What they hold is the kernels' own affair; the backward starts from them.
 STATE_MAPS = 3
@@ -64,7 +64,7 @@ def _backward(operator, ctx, saved, *grads):
 
 
 _SETTINGS = "int height, int width, float eps, int objective"
-STAGE = Stage(
+OPERATORS = StageOperators(
     "resample",
     f"(Tensor heatmaps, Tensor aug_heatmaps, Tensor[] transform, {_SETTINGS}) "
     "-> (Tensor rows, Tensor keys, Tensor positives, Tensor state)",
