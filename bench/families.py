@@ -25,8 +25,8 @@ from torch.nn.functional import cross_entropy
 from cgc_kernels import GradCAM, GradCAMOutput, cgc_loss, gradcam
 from cgc_kernels.grad_cam.families import find_target
 
-from .cases import random_crop
 from .report import machine
+from .workloads import random_crop
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN = "<!-- made by python -m bench.families -->"

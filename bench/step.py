@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .cases import random_crop
 from .harness import percentiles, steady
 from .peers import literal as literal_loss
 from .report import machine
+from .workloads import random_crop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))  # the driver is scripts, not a part of the package
 from driver import engine
