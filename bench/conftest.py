@@ -58,7 +58,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def field_of(workload: workloads.Workload) -> Field:
+def shared_field(workload: workloads.Workload) -> Field:
     """Shared by the backends of a workload, which pytest runs one after another."""
     return Field(problems.build(workload), THREE_PEERS)
 
@@ -74,7 +74,7 @@ def measured(benchmark, request):
         if reason:
             pytest.skip(reason)
         steady()
-        timer = BackendTimer(field_of(workload), backend)
+        timer = BackendTimer(shared_field(workload), backend)
         rounds = timer.rounds(request.config.getoption("bench_seconds"))
         benchmark.group = str(workload)
         benchmark.pedantic(timer.run, setup=timer.around, rounds=rounds)

@@ -73,11 +73,11 @@ class Figures:
     def share_of_bandwidth(self, name: str) -> float:
         """Median over the rounds of the floor's bytes a second over the copy's."""
         pairs = zip(self.seconds[name], self.seconds["copy"], strict=True)
-        return median(self.floor_bytes / own / (self.copied_bytes / copy) for own, copy in pairs)
+        return median(self.floor_bytes / seconds / (self.copied_bytes / copy) for seconds, copy in pairs)
 
     def over(self, peer: str, name: str) -> float:
         """Median over the rounds of the peer's time over the candidate's."""
-        return median(p / own for p, own in zip(self.seconds[peer], self.seconds[name], strict=True))
+        return median(theirs / ours for theirs, ours in zip(self.seconds[peer], self.seconds[name], strict=True))
 
 
 def floor_bytes(workload: Workload) -> int:
