@@ -2,10 +2,8 @@
 
 import pytest
 
-from .workloads import Workload, grid, with_backends
+from .workloads import LAYOUTS, WEIGHTINGS, Workload, grid, with_backends
 
-WEIGHTINGS = ("elementwise", "pooled", "gradcam")
-LAYOUTS = ("contiguous", "channels_last")
 DEFAULT = [
     *grid(Workload("cgc"), weighting=("elementwise", "pooled"), layout=LAYOUTS),
     Workload("cgc", "gradcam"),

@@ -9,6 +9,8 @@ from torch import Tensor
 from cgc_kernels import CropFlip
 
 BACKENDS = ("torch", "cpp")
+WEIGHTINGS = ("elementwise", "pooled", "gradcam")
+LAYOUTS = ("contiguous", "channels_last")
 STAGES = ("cgc", "cam", "resample", "contrast")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

@@ -6,7 +6,7 @@ from ..options import OBJECTIVES, Options, accumulation_dtype
 from ..transforms import CropFlip
 from .cam import pools, prepare, spread, wanted
 from .library import StageOperators
-from .resample import MSE, STATE_MAPS, tensors_of
+from .resample import MSE, STATE_MAPS, transform_tensors
 
 
 def cgc(
@@ -24,7 +24,7 @@ def cgc(
     return run(
         *prepare(features, gradients, elementwise),
         *prepare(aug_features, aug_gradients, elementwise),
-        tensors_of(transform),
+        transform_tensors(transform),
         *(height, width, temperature, elementwise, OBJECTIVES.index(objective), consistency, eps),
     )
 

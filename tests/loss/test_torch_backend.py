@@ -10,10 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from cgc_kernels import CropFlip, cgc_loss, heatmap_loss
 from cgc_kernels.backends.torch import chunks, resample_geometry
-from tests.support.cases import VIEWS, evaluate, simple_case
+from tests.support.cases import VIEWS, WEIGHTINGS, evaluate, simple_case
 from tests.support.compare import assert_same_bits
 
-WEIGHTINGS = {"pooled": (True, "gradcam"), "gradcam": (False, "gradcam"), "elementwise": (False, "elementwise")}
 cam_chunk = import_module("cgc_kernels.backends.torch.cam").CHUNK_ELEMENTS
 
 
