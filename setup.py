@@ -52,6 +52,7 @@ X86_ISAS = {
 
 NVCCFLAGS = [
     *("-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
+    "-Icsrc/cuda",  # <simt.h>, in whose place tests have an emulator
     "-Xptxas=-v",  # registers and spills of each kernel, kept in a log beside the object
 ]
 CUDA_ARCH = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"

@@ -1,1 +1,1 @@
-"""Benchmarks: every entry against its peers and its floor (docs/performance.md)."""
+"""Benchmarks: every backend against its peers and its floor (docs/performance.md)."""

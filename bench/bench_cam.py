@@ -2,17 +2,15 @@
 
 import pytest
 
-from .cases import Case, entries, grid
+from .workloads import LAYOUTS, WEIGHTINGS, Workload, grid, with_backends
 
-WEIGHTINGS = ("elementwise", "pooled", "gradcam")
-LAYOUTS = ("contiguous", "channels_last")
 DEFAULT = [
-    *grid(Case("cam"), weighting=WEIGHTINGS),
-    *grid(Case("cam", layout="channels_last"), weighting=("elementwise", "pooled")),
-    Case("cam", backward=False),
+    *grid(Workload("cam"), weighting=WEIGHTINGS),
+    *grid(Workload("cam", layout="channels_last"), weighting=("elementwise", "pooled")),
+    Workload("cam", backward=False),
 ]
 EXHAUSTIVE = grid(
-    Case("cam"),
+    Workload("cam"),
     shape=((64, 2048, 7, 7), (64, 512, 7, 7), (32, 512, 14, 14), (16, 384, 16, 16), (256, 512, 7, 7)),
     weighting=WEIGHTINGS,
     layout=LAYOUTS,
@@ -21,6 +19,6 @@ EXHAUSTIVE = grid(
 )
 
 
-@pytest.mark.parametrize(("case", "backend"), entries(DEFAULT + EXHAUSTIVE), ids=str)
-def test_cam(measured, case, backend):
-    measured(case, backend)
+@pytest.mark.parametrize(("workload", "backend"), with_backends(DEFAULT + EXHAUSTIVE), ids=str)
+def test_cam(measured, workload, backend):
+    measured(workload, backend)

@@ -2,19 +2,17 @@
 
 import pytest
 
-from .cases import Case, entries, grid
+from .workloads import LAYOUTS, WEIGHTINGS, Workload, grid, with_backends
 
-WEIGHTINGS = ("elementwise", "pooled", "gradcam")
-LAYOUTS = ("contiguous", "channels_last")
 DEFAULT = [
-    *grid(Case("cgc"), weighting=("elementwise", "pooled"), layout=LAYOUTS),
-    Case("cgc", "gradcam"),
-    *grid(Case("cgc", backward=False), weighting=("elementwise", "pooled")),
-    *grid(Case("cgc", dtype="bfloat16"), weighting=("elementwise", "pooled")),
-    Case("cgc", shape=(32, 512, 14, 14)),
+    *grid(Workload("cgc"), weighting=("elementwise", "pooled"), layout=LAYOUTS),
+    Workload("cgc", "gradcam"),
+    *grid(Workload("cgc", backward=False), weighting=("elementwise", "pooled")),
+    *grid(Workload("cgc", dtype="bfloat16"), weighting=("elementwise", "pooled")),
+    Workload("cgc", shape=(32, 512, 14, 14)),
 ]
 EXHAUSTIVE = grid(
-    Case("cgc"),
+    Workload("cgc"),
     shape=((64, 2048, 7, 7), (64, 512, 7, 7), (32, 512, 14, 14), (16, 384, 16, 16), (256, 512, 7, 7)),
     weighting=WEIGHTINGS,
     layout=LAYOUTS,
@@ -23,6 +21,6 @@ EXHAUSTIVE = grid(
 )
 
 
-@pytest.mark.parametrize(("case", "backend"), entries(DEFAULT + EXHAUSTIVE), ids=str)
-def test_cgc(measured, case, backend):
-    measured(case, backend)
+@pytest.mark.parametrize(("workload", "backend"), with_backends(DEFAULT + EXHAUSTIVE), ids=str)
+def test_cgc(measured, workload, backend):
+    measured(workload, backend)

@@ -2,19 +2,19 @@
 
 import pytest
 
-from .cases import Case, entries, grid
+from .workloads import Workload, grid, with_backends
 
 DEFAULT = [
-    *grid(Case("contrast"), backward=(True, False)),
-    Case("contrast", shape=(1024, 2048, 7, 7)),
+    *grid(Workload("contrast"), backward=(True, False)),
+    Workload("contrast", shape=(1024, 2048, 7, 7)),
 ]
 EXHAUSTIVE = grid(
-    Case("contrast"),
+    Workload("contrast"),
     shape=((64, 2048, 7, 7), (256, 2048, 7, 7), (1024, 2048, 7, 7), (4096, 2048, 7, 7), (64, 512, 14, 14)),
     backward=(True, False),
 )
 
 
-@pytest.mark.parametrize(("case", "backend"), entries(DEFAULT + EXHAUSTIVE), ids=str)
-def test_contrast(measured, case, backend):
-    measured(case, backend)
+@pytest.mark.parametrize(("workload", "backend"), with_backends(DEFAULT + EXHAUSTIVE), ids=str)
+def test_contrast(measured, workload, backend):
+    measured(workload, backend)

@@ -2,17 +2,17 @@
 
 import pytest
 
-from .cases import Case, entries, grid
+from .workloads import Workload, grid, with_backends
 
-DEFAULT = grid(Case("resample"), backward=(True, False))
+DEFAULT = grid(Workload("resample"), backward=(True, False))
 EXHAUSTIVE = grid(
-    Case("resample"),
+    Workload("resample"),
     shape=((64, 2048, 7, 7), (256, 2048, 7, 7), (64, 512, 14, 14), (16, 384, 16, 16)),
     image_size=(64, 224, 448),
     backward=(True, False),
 )
 
 
-@pytest.mark.parametrize(("case", "backend"), entries(DEFAULT + EXHAUSTIVE), ids=str)
-def test_resample(measured, case, backend):
-    measured(case, backend)
+@pytest.mark.parametrize(("workload", "backend"), with_backends(DEFAULT + EXHAUSTIVE), ids=str)
+def test_resample(measured, workload, backend):
+    measured(workload, backend)

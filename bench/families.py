@@ -25,8 +25,8 @@ from torch.nn.functional import cross_entropy
 from cgc_kernels import GradCAM, GradCAMOutput, cgc_loss, gradcam
 from cgc_kernels.grad_cam.families import find_target
 
-from .cases import random_crop
 from .report import machine
+from .workloads import random_crop
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN = "<!-- made by python -m bench.families -->"
@@ -103,11 +103,11 @@ def cheapest(names: Iterable[str]) -> str:
 
 
 def _parameters(name: str) -> float:
-    library, _, own = name.partition("/")
+    library, _, architecture = name.partition("/")
     if library == "torchvision":
         import torchvision
 
-        return torchvision.models.get_model_weights(own).DEFAULT.meta["num_params"]
+        return torchvision.models.get_model_weights(architecture).DEFAULT.meta["num_params"]
     with torch.device("meta"):
         model = build(name)
     # An encoder takes the number of classes and ignores it.
@@ -264,8 +264,9 @@ def measure(family: str, name: str, rounds: int) -> Row:
         ratios.append(ours / _seconds(plain_step, given.model, first, second))
     millions = f"{sum(parameter.numel() for parameter in given.model.parameters()) / 1e6:.1f}"
     path = "closed form" if cam.closed_form else "autograd"
-    own = name.partition("/")[2]
-    return Row(family, own, millions, str(given.size), cam.target_layer, shape, path, f"{np.median(ratios):.2f}")
+    _, _, architecture = name.partition("/")
+    size, ratio = str(given.size), f"{np.median(ratios):.2f}"
+    return Row(family, architecture, millions, size, cam.target_layer, shape, path, ratio)
 
 
 def _seconds(run: Callable, *arguments: object) -> float:

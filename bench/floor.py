@@ -1,7 +1,7 @@
-"""The floor: the time that moving the bytes an entry must move takes on this machine, at this moment.
+"""The floor: the time that moving the bytes a workload must move takes on this machine, at this moment.
 
 bytes read / bandwidth of a plain read + bytes written / bandwidth of streaming stores (floor.cpp), both run by as many
-threads as PyTorch has, on buffers of the size of the entry's tensors.
+threads as PyTorch has, on buffers of the size of the workload's tensors.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ class FloorUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes an entry must move (each input read once a pass, each gradient written once).
+    """Bytes a workload must move (each input read once a pass, each gradient written once).
 
     read, written: over all passes; inputs, outputs: of the tensors themselves, what the floor's buffers have.
     """
@@ -46,7 +46,7 @@ class Traffic:
 
 
 class Floor:
-    """Measures the floor of one entry. Raises FloorUnavailable without a compiler.
+    """Measures the floor of one workload. Raises FloorUnavailable without a compiler.
 
     Example::
 

@@ -20,43 +20,41 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from cgc_kernels import CropFlip, cgc_loss
 from cgc_kernels.backends import unavailable
-from tests.support.compare import assert_close
 
-from . import device_time, peers
-from .cases import Case, grid, random_crop, view
-from .harness import TOLERANCES, steady
+from . import device_time
+from .harness import TOLERANCES, agree, steady
+from .problems import backend_loss, peer_loss
+from .workloads import Workload, grid, random_crop, view
 
 FUSED = ("cuda", "triton")
 BACKENDS = (*FUSED, "torch")
 PEERS = ("vectorised", "compiled", "literal")
 COPY_BYTES = 1 << 28
 HOST_REPEATS = 30
-TEMPERATURE = 0.5
-_BF16 = Case("cgc", layout="channels_last", dtype="bfloat16")
+_BF16 = Workload("cgc", layout="channels_last", dtype="bfloat16")
 # Compiling takes longest, and the loop over the samples has thousands of launches.
 WITH_ALL_PEERS = [
     *grid(_BF16, weighting=("pooled", "elementwise")),
-    Case("cgc", "elementwise"),
+    Workload("cgc", "elementwise"),
 ]
-CASES = [
+WORKLOADS = [
     *WITH_ALL_PEERS,
-    Case("cgc", "pooled"),
-    Case("cgc", "elementwise", "channels_last"),
+    Workload("cgc", "pooled"),
+    Workload("cgc", "elementwise", "channels_last"),
     *grid(_BF16, weighting=("pooled",), shape=((8, 2048, 7, 7), (256, 512, 7, 7), (256, 2048, 7, 7))),
     *grid(_BF16, weighting=("elementwise",), shape=((256, 2048, 7, 7), (128, 768, 14, 14))),
-    Case("cgc", "elementwise", "contiguous", "bfloat16", (128, 768, 14, 14)),
-    Case("cgc", "elementwise", shape=(256, 2048, 7, 7)),
-    Case("cgc", "gradcam", shape=(128, 768, 14, 14)),
+    Workload("cgc", "elementwise", "contiguous", "bfloat16", (128, 768, 14, 14)),
+    Workload("cgc", "elementwise", shape=(256, 2048, 7, 7)),
+    Workload("cgc", "gradcam", shape=(128, 768, 14, 14)),
 ]
 
 
 @dataclass
 class Figures:
-    """Of one case: seconds of every round, by candidate; "copy" is the plain copy. kernels: as device_time has them."""
+    """Of one workload: seconds of every round, by candidate, and of the plain "copy". kernels: as in device_time."""
 
-    case: Case
+    workload: Workload
     floor_bytes: int
     copied_bytes: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -75,33 +73,37 @@ class Figures:
     def share_of_bandwidth(self, name: str) -> float:
         """Median over the rounds of the floor's bytes a second over the copy's."""
         pairs = zip(self.seconds[name], self.seconds["copy"], strict=True)
-        return median(self.floor_bytes / own / (self.copied_bytes / copy) for own, copy in pairs)
+        return median(self.floor_bytes / seconds / (self.copied_bytes / copy) for seconds, copy in pairs)
 
     def over(self, peer: str, name: str) -> float:
         """Median over the rounds of the peer's time over the candidate's."""
-        return median(p / own for p, own in zip(self.seconds[peer], self.seconds[name], strict=True))
+        return median(theirs / ours for theirs, ours in zip(self.seconds[peer], self.seconds[name], strict=True))
 
 
-def floor_bytes(case: Case) -> int:
+def floor_bytes(workload: Workload) -> int:
     """Bytes that forward and backward must move for both views (docs/mathematics.md, section 5)."""
-    tensors = {"pooled": 2 + 4, "gradcam": 4 + 4, "elementwise": 4 + 8}[case.weighting]
-    return tensors * case.feature_bytes
+    tensors = {"pooled": 2 + 4, "gradcam": 4 + 4, "elementwise": 4 + 8}[workload.weighting]
+    return tensors * workload.feature_bytes
 
 
-def measure(case: Case, device: str, number: int, names=(*PEERS, *BACKENDS), copy_bytes: int = COPY_BYTES) -> Figures:
+def measure(
+    workload: Workload, device: str, number: int, names=(*PEERS, *BACKENDS), copy_bytes: int = COPY_BYTES
+) -> Figures:
     """Check every candidate, warm it up, and time `number` rounds of those that passed."""
-    leaves = [leaf.detach().to(device).requires_grad_() for seed in (0, 1) for leaf in view(case, seed)]
+    leaves = [leaf.detach().to(device).requires_grad_() for seed in (0, 1) for leaf in view(workload, seed)]
     wide = [leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_() for leaf in leaves]
-    crop = random_crop(case.shape[0], case.image_size).to(device)
+    crop = random_crop(workload.shape[0], workload.image_size).to(device)
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     steps: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
-    figures = Figures(case, floor_bytes(case), 2 * copy_bytes)
-    truth = _step(_ours(case, crop, "reference"), [leaf.detach().double().requires_grad_() for leaf in leaves])()
+    figures = Figures(workload, floor_bytes(workload), 2 * copy_bytes)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    truth = _step(backend_loss(workload, crop, "reference"), exact)()
     for name in names:
         try:
-            loss = _peer(case, crop, name) if name in PEERS else _ours(case, crop, name)
-            _assert_agrees(_step(loss, wide if name in PEERS else leaves)(), truth, name)
+            loss = peer_loss(workload, crop, name) if name in PEERS else backend_loss(workload, crop, name)
+            checked = wide if name in PEERS else leaves
+            agree(name, _step(loss, checked)(), truth, TOLERANCES[str(checked[0].dtype).removeprefix("torch.")])
             step = _step(loss, leaves)
             step()
             figures.host[name] = device_time.host_seconds(
@@ -116,12 +118,12 @@ def measure(case: Case, device: str, number: int, names=(*PEERS, *BACKENDS), cop
     return figures
 
 
-def attempt(case: Case, device: str, number: int, names) -> Figures:
+def attempt(workload: Workload, device: str, number: int, names) -> Figures:
     """`measure`, or figures that say why there are none: memory, the profiler."""
     try:
-        return measure(case, device, number, names)
-    except Exception as error:  # the other cases are measured
-        return Figures(case, floor_bytes(case), 0, failures={"all": _said(error)})
+        return measure(workload, device, number, names)
+    except Exception as error:  # the other workloads are measured
+        return Figures(workload, floor_bytes(workload), 0, failures={"all": _said(error)})
 
 
 def _said(error: Exception) -> str:
@@ -129,32 +131,10 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
-def candidates(case: Case) -> list[str]:
-    """Names of the peers that the case is measured against, and of the backends that are there."""
-    chosen = PEERS if case in WITH_ALL_PEERS else ("vectorised",)
+def candidates(workload: Workload) -> list[str]:
+    """Names of the peers that the workload is measured against, and of the backends that are there."""
+    chosen = PEERS if workload in WITH_ALL_PEERS else ("vectorised",)
     return [*chosen, *(name for name in BACKENDS if unavailable(name) is None)]
-
-
-def _ours(case, crop: CropFlip, backend: str):
-    def loss(*tensors: Tensor) -> Tensor:
-        return cgc_loss(
-            tensors[:2],
-            tensors[2:],
-            crop,
-            image_size=case.image_size,
-            temperature=TEMPERATURE,
-            weighting="elementwise" if case.weighting == "elementwise" else "gradcam",
-            backend=backend,
-        )
-
-    return loss
-
-
-def _peer(case, crop: CropFlip, name: str):
-    function = peers.LOSSES[name]()
-    weighting = "elementwise" if case.weighting == "elementwise" else "gradcam"
-    options = {"image_size": (case.image_size,) * 2, "temperature": TEMPERATURE, "weighting": weighting}
-    return lambda *tensors: function(*tensors, crop, **options)
 
 
 def _step(loss, leaves: list[Tensor]):
@@ -165,12 +145,6 @@ def _step(loss, leaves: list[Tensor]):
     return step
 
 
-def _assert_agrees(results, truth, name):
-    scalar, tensor = TOLERANCES[str(results[1].dtype).removeprefix("torch.")]
-    for i, (got, expected) in enumerate(zip(results, truth, strict=True)):
-        assert_close(got.double(), expected, scalar if i == 0 else tensor, what=f"{name}, result {i}")
-
-
 def header() -> str:
     """Of the table, Markdown."""
     titles = ["case", "backend", "device, us", "share of copy bandwidth", *(f"{peer} / time" for peer in PEERS)]
@@ -179,11 +153,11 @@ def header() -> str:
 
 
 def rows(figures: Figures) -> list[str]:
-    """Of the table: one for each backend of a case."""
+    """Of the table: one for each backend of a workload."""
     lines = []
     for name in (name for name in figures.seconds if name not in ("copy", *PEERS)):
         ratios = [f"{figures.over(peer, name):.1f}" if peer in figures.seconds else "-" for peer in PEERS]
-        cells = [str(figures.case), name, f"{figures.microseconds(name):.1f}"]
+        cells = [str(figures.workload), name, f"{figures.microseconds(name):.1f}"]
         cells += [f"{figures.share_of_bandwidth(name):.0%}", *ratios]
         cells += [f"{1e6 * seconds:.0f}" for seconds in figures.host[name]]
         lines.append(f"| {' | '.join(cells)} |")
@@ -191,12 +165,12 @@ def rows(figures: Figures) -> list[str]:
 
 
 def kernel_rows(every: list[Figures]) -> list[str]:
-    """Of the second table: the kernels of a fused backend and a case, each with its microseconds and its start."""
+    """Of the second table: the kernels of a fused backend and a workload, each with its microseconds and its start."""
     lines = ["| case | backend | kernels, us (after) |", "|---|---|---|"]
     for figures in every:
         for backend, kernels in figures.kernels.items():
             cells = (f"{_short(name)} {1e6 * took:.1f} ({1e6 * start:.1f})" for name, took, start in kernels)
-            lines.append(f"| {figures.case} | {backend} | {', '.join(cells)} |")
+            lines.append(f"| {figures.workload} | {backend} | {', '.join(cells)} |")
     return lines
 
 
@@ -211,19 +185,19 @@ def notes(every: list[Figures], number: int) -> list[str]:
     bandwidth = [figures.bandwidth() / 1e12 for figures in every if figures.seconds]
     copy = f"copy bandwidth {median(bandwidth):.2f} TB/s, " if bandwidth else ""
     lines = [f"- {copy}medians of {number} rounds, ratios paired within a round"]
-    lines += [f"- {f.case}, {name}: FAILED, {why}" for f in every for name, why in f.failures.items()]
+    lines += [f"- {f.workload}, {name}: FAILED, {why}" for f in every for name, why in f.failures.items()]
     missing = {name: unavailable(name) for name in BACKENDS}
     return lines + [f"- {name}: not measured, {why}" for name, why in missing.items() if why]
 
 
 def show(number: int, device: str) -> list[Figures]:
-    """Measures all cases and prints the table and the notes."""
+    """Measures all workloads and prints the table and the notes."""
     every = []
     print(header(), flush=True)
-    for case in CASES:
-        every.append(attempt(case, device, number, candidates(case)))
+    for workload in WORKLOADS:
+        every.append(attempt(workload, device, number, candidates(workload)))
         for row in rows(every[-1]):
-            print(row, flush=True)  # kept, whatever becomes of the next case
+            print(row, flush=True)  # kept, whatever becomes of the next workload
         torch.cuda.empty_cache()
     print("", *kernel_rows(every), "", *notes(every, number), sep="\n")
     return every
@@ -240,7 +214,7 @@ def main() -> int:
     steady()
     every = show(args.rounds, "cuda")
     if args.json:
-        args.json.write_text(json.dumps({str(figures.case): figures.seconds for figures in every}, indent=1))
+        args.json.write_text(json.dumps({str(figures.workload): figures.seconds for figures in every}, indent=1))
     return int(any(figures.failures for figures in every))
 
 

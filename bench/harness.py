@@ -1,4 +1,4 @@
-"""Measures one entry: in every round the peers, then the floor, then the entry, so that ratios are of one moment.
+"""Measures one backend: in every round the peers, then the floor, then the backend, so that ratios are of one moment.
 
 Nothing is timed before it agrees with `reference` (in float64) on the same inputs.
 """
@@ -50,16 +50,16 @@ class Field:
 
     def check(self, name: str, step: Step) -> None:
         """Raise AssertionError if what `step` computes disagrees with the reference."""
-        case = self.problem.case
-        agree(f"{name} in {case}", self.problem.comparable(step()), self._truth, TOLERANCES[case.dtype])
+        workload = self.problem.workload
+        agree(f"{name} in {workload}", self.problem.comparable(step()), self._truth, TOLERANCES[workload.dtype])
 
 
-class Entry:
+class BackendTimer:
     """A backend in its field, checked and warm. Raises AssertionError if it disagrees with the reference."""
 
     def __init__(self, field: Field, backend: str):
         self._field, self.backend = field, backend
-        self._step = field.problem.entry(backend)
+        self._step = field.problem.backend(backend)
         field.check(backend, self._step)
         self._results = None
         self._peer_seconds = {name: [] for name in field.peers}
@@ -71,26 +71,26 @@ class Entry:
         return min(most, max(least, round(seconds / self._seconds_per_round)))
 
     def around(self) -> None:
-        """The part of a round that surrounds the entry: every peer and the floor, timed."""
-        self._results = None  # freed here: giving memory back is no part of the entry
+        """The part of a round that surrounds the backend: every peer and the floor, timed."""
+        self._results = None  # freed here: giving memory back is no part of its time
         for name, step in self._field.peers.items():
             self._peer_seconds[name].append(timed(step))
         if self._field.floor:
             self._floor_seconds.append(self._field.floor.seconds())
 
     def run(self) -> None:
-        """The entry, once."""
+        """The backend, once."""
         self._results = self._step()
 
     def figures(self, seconds: list[float]) -> dict:
-        """Everything that is reported, from the entry's seconds in each round since the entry was made."""
-        case, traffic = self._field.problem.case, self._field.problem.traffic
+        """Everything that is reported, from the backend's seconds in each round since the timer was made."""
+        workload, traffic = self._field.problem.workload, self._field.problem.traffic
         over_floor = np.divide(seconds, self._floor_seconds) if self._floor_seconds else None
         peer_ratios = {name: percentiles(np.divide(s, seconds)) for name, s in self._peer_seconds.items()}
         middle = median(seconds)
         return {
-            "case": str(case),
-            "stage": case.stage,
+            "case": str(workload),
+            "stage": workload.stage,
             "backend": self.backend,
             "threads": torch.get_num_threads(),
             "rounds": len(seconds),
@@ -104,8 +104,8 @@ class Entry:
             "peer_milliseconds": {name: median(s) * 1e3 for name, s in self._peer_seconds.items()},
             "peer_over_time": peer_ratios,
             "fastest_peer": min(peer_ratios, key=lambda name: peer_ratios[name]["p50"], default=None),
-            "extra_bytes": memory.measure(case, self.backend, torch.get_num_threads()),
-            "feature_bytes": case.feature_bytes,
+            "extra_bytes": memory.measure(workload, self.backend, torch.get_num_threads()),
+            "feature_bytes": workload.feature_bytes,
         }
 
     def _time_one_round(self) -> float:
@@ -118,15 +118,15 @@ class Entry:
         return seconds
 
 
-def measure(entry: Entry, rounds: int) -> dict:
+def measure(timer: BackendTimer, rounds: int) -> dict:
     """Runs the rounds without pytest-benchmark; the figures."""
     seconds = []
     for _ in range(rounds):
-        entry.around()
+        timer.around()
         start = time.perf_counter()
-        entry.run()
+        timer.run()
         seconds.append(time.perf_counter() - start)
-    return entry.figures(seconds)
+    return timer.figures(seconds)
 
 
 def agree(name: str, results: tuple, truth: tuple, tolerance: tuple[float, float]) -> None:
@@ -150,7 +150,7 @@ def percentiles(values) -> dict[str, float]:
 
 
 def steady() -> None:
-    """No garbage collection in between, and freed memory kept by the allocator (glibc), for entry and peers alike.
+    """No garbage collection in between, and freed memory kept by the allocator (glibc), for backend and peers alike.
 
     glibc returns large blocks to the system or keeps them depending on what was freed before; the page faults of a
     fresh block cost as much as the whole floor, so without this the order of the tests would decide the figures.

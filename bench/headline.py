@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from .cases import Case, grid
-from .harness import Entry, Field, measure, steady
+from .harness import BackendTimer, Field, measure, steady
 from .peers import LOSSES
 from .problems import build
 from .report import machine, table
+from .workloads import Workload, grid
 
-CASES = grid(Case("cgc"), weighting=("elementwise", "pooled"), layout=("contiguous", "channels_last"))
+WORKLOADS = grid(Workload("cgc"), weighting=("elementwise", "pooled"), layout=("contiguous", "channels_last"))
 
 
 def main() -> None:
@@ -29,9 +29,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     steady()
     figures = []
-    for case in CASES:
-        print(f"{case} ...", flush=True)
-        figures.append(measure(Entry(Field(build(case), tuple(LOSSES)), args.backend), args.rounds))
+    for workload in WORKLOADS:
+        print(f"{workload} ...", flush=True)
+        figures.append(measure(BackendTimer(Field(build(workload), tuple(LOSSES)), args.backend), args.rounds))
     print(f"\n{machine()}, {args.rounds} rounds; median [p20-p80] of ratios within a round\n\n{table(figures)}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))

@@ -1,4 +1,4 @@
-"""Peak memory of an entry beyond its inputs and results, from VmHWM of a fresh process that runs nothing else.
+"""Peak memory of a backend beyond its inputs and results, from VmHWM of a fresh process that runs nothing else.
 
 `python -m bench.memory CASE BACKEND THREADS` (CASE as JSON) is that process; it prints the bytes.
 """
@@ -14,8 +14,8 @@ from statistics import median
 
 import torch
 
-from .cases import Case
 from .problems import build
+from .workloads import Workload
 
 _STATUS = Path("/proc/self/status")
 _ROOT = Path(__file__).parent.parent
@@ -24,22 +24,22 @@ _REPEATS = 3
 _M_MMAP_THRESHOLD = -3
 
 
-def measure(case: Case, backend: str, threads: int) -> int | None:
+def measure(workload: Workload, backend: str, threads: int) -> int | None:
     """Peak extra bytes of one step; None where /proc does not tell. Good to about a quarter of a MiB."""
     if not _STATUS.exists():
         return None
-    command = [sys.executable, "-m", "bench.memory", json.dumps(dataclasses.asdict(case)), backend, str(threads)]
+    command = [sys.executable, "-m", "bench.memory", json.dumps(dataclasses.asdict(workload)), backend, str(threads)]
     result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {case} failed: {result.stderr.strip()[-500:]}")
+        raise RuntimeError(f"measuring the memory of {workload} failed: {result.stderr.strip()[-500:]}")
     return int(result.stdout)
 
 
-def _main(case: str, backend: str, threads: str) -> None:
-    fields = json.loads(case)
+def _main(workload: str, backend: str, threads: str) -> None:
+    fields = json.loads(workload)
     _glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 16)
     torch.set_num_threads(int(threads))
-    step = build(Case(**fields | {"shape": tuple(fields["shape"])})).entry(backend)
+    step = build(Workload(**fields | {"shape": tuple(fields["shape"])})).backend(backend)
     step(), step()  # loads code, starts threads, fills PyTorch's own caches
     print(round(median(_peak_extra(step) for _ in range(_REPEATS))))
 

@@ -14,9 +14,9 @@ _MIB = 2**20
 
 
 def table(figures: list[dict]) -> str:
-    """Markdown, one row an entry: median [p20-p80] of the ratios, which are paired within rounds."""
+    """Markdown, one row a workload and backend: median [p20-p80] of the ratios, which are paired within rounds."""
     peers = list(dict.fromkeys(name for f in figures for name in f["peer_over_time"]))
-    header = ["entry", "backend", "ms", "GB/s", "MB moved", "time / floor", *(f"{p} / time" for p in peers)]
+    header = ["workload", "backend", "ms", "GB/s", "MB moved", "time / floor", *(f"{p} / time" for p in peers)]
     header += ["fastest peer", "extra MiB", "extra / features"]
     rows = [_row(f, peers) for f in figures]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .cases import random_crop
 from .harness import percentiles, steady
 from .peers import literal as literal_loss
 from .report import machine
+from .workloads import random_crop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))  # the driver is scripts, not a part of the package
 from driver import engine
@@ -164,10 +164,10 @@ def literal_forward(trainer: engine.Trainer, batch: Batch) -> tuple[Tensor, list
     with layer.register_forward_hook(lambda module, args, output: kept.append(output)):
         logits = [model(view) for view in batch.views.values()]
     target, cams = logits[0].argmax(1, keepdim=True), []
-    for own, features in zip(logits[:2], kept, strict=False):
-        score = own.gather(1, target).sum()
+    for view_logits, features in zip(logits[:2], kept, strict=False):
+        score = view_logits.gather(1, target).sum()
         cams += [features, *torch.autograd.grad(score, features, create_graph=True)]
-    return sum(cross_entropy(own, batch.labels) for own in logits), cams
+    return sum(cross_entropy(view_logits, batch.labels) for view_logits in logits), cams
 
 
 def agree(model: Model, batch: Batch) -> None:

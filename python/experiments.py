@@ -132,16 +132,9 @@ def _section(name: str, output: Path, seeds: int) -> str:
         f"|---|{'---|' * (len(COLUMNS) + 1)}",
     ]
     for method, column in summary.items():
-        cells = [_cell(column, measure) for measure in COLUMNS]
+        cells = [report.cell(column, measure) for measure in COLUMNS]
         lines.append(f"| {METHODS[method].title} | {len(column['runs'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(column: dict, measure: str) -> str:
-    mean, spread = column[measure], column["spread"][measure]
-    if mean is None:
-        return "-"
-    return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import device as Device
 from torch.compiler import is_compiling
 
-from .. import ops
+from ..ops import installation
 from .backend import Backend
 from .cpp import BACKEND as _CPP
 from .cuda import BACKEND as _CUDA
@@ -94,8 +94,8 @@ def info() -> dict:
     """
     reasons = {name: unavailable(name) for name in _REGISTRY}
     return {
-        "versions": ops.versions(),
+        "versions": installation.versions(),
         "auto": {device: _automatic(Device(device), side=1).name for device in _AUTO_ORDER},
         "backends": {name: {"available": reason is None, "reason": reason or ""} for name, reason in reasons.items()},
-        "cpp": ops.processor() if reasons["cpp"] is None else {},
+        "cpp": installation.processor() if reasons["cpp"] is None else {},
     }

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from .. import chain
 from . import cam, cgc, contrast, resample
-from .library import COMPILED, Namespace, architectures, processor, unavailable, versions
+from .installation import COMPILED
+from .library import Namespace
 
 
-class Stages(NamedTuple):
-    """The stages of one namespace, their chain for heatmaps from anywhere, the three fused, and what ranks share."""
+class BackendFunctions(NamedTuple):
+    """What a Backend takes of one namespace: the stages, two of them for given heatmaps, all fused, and for ranks."""
 
     cam: functools.partial
     resample: functools.partial
@@ -25,21 +26,22 @@ class Stages(NamedTuple):
     row_gradients: functools.partial
 
 
-def define(namespace: Namespace) -> Stages:
-    """Define the operators of every stage in `namespace`."""
-    functions = {"cam": cam.cam, "resample": resample.resample, "contrast": contrast.contrast, "cgc": cgc.cgc}
-    stages = {
-        module.STAGE.name: functools.partial(functions[module.STAGE.name], namespace.define(module.STAGE))
-        for module in (cam, resample, contrast, cgc)
-    }
-    return Stages(
-        **stages,
-        heatmap_loss=functools.partial(chain.heatmap_loss, stages["resample"], stages["contrast"]),
+def backend_functions(namespace: Namespace) -> BackendFunctions:
+    """Define the operators of every stage in `namespace`; the functions that call them."""
+    run = {module.OPERATORS.name: namespace.define(module.OPERATORS) for module in (cam, resample, contrast, cgc)}
+    resampled = functools.partial(resample.resample, run["resample"])
+    contrasted = functools.partial(contrast.contrast, run["contrast"])
+    return BackendFunctions(
+        cam=functools.partial(cam.cam, run["cam"]),
+        resample=resampled,
+        contrast=contrasted,
+        heatmap_loss=functools.partial(chain.heatmap_loss, resampled, contrasted),
+        cgc=functools.partial(cgc.cgc, run["cgc"]),
         row_losses=functools.partial(contrast.row_losses, namespace.operators),
         row_gradients=functools.partial(contrast.row_gradients, namespace.operators),
     )
 
 
-compiled = define(COMPILED)
+compiled = backend_functions(COMPILED)
 
-__all__ = ["Namespace", "Stages", "architectures", "compiled", "define", "processor", "unavailable", "versions"]
+__all__ = ["BackendFunctions", "Namespace", "backend_functions", "compiled"]

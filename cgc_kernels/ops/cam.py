@@ -4,7 +4,7 @@ import torch
 
 from ..double_backward import DependingOn
 from ..options import accumulation_dtype
-from .library import Stage
+from .library import StageOperators
 
 
 def cam(run, features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torch.Tensor:
@@ -70,7 +70,7 @@ def _backward(operator, ctx, saved, grad_heatmaps):
     return grads[0] if need_features else None, grad_gradients if need_gradients else None
 
 
-STAGE = Stage(
+OPERATORS = StageOperators(
     "cam",
     "(Tensor features, Tensor gradients, bool elementwise) -> (Tensor heatmaps, Tensor weights)",
     _fake,

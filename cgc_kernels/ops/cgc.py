@@ -5,8 +5,8 @@ import torch
 from ..options import OBJECTIVES, Options, accumulation_dtype
 from ..transforms import CropFlip
 from .cam import pools, prepare, spread, wanted
-from .library import Stage
-from .resample import MSE, STATE_MAPS, tensors_of
+from .library import StageOperators
+from .resample import MSE, STATE_MAPS, transform_tensors
 
 
 def cgc(
@@ -24,7 +24,7 @@ def cgc(
     return run(
         *prepare(features, gradients, elementwise),
         *prepare(aug_features, aug_gradients, elementwise),
-        tensors_of(transform),
+        transform_tensors(transform),
         *(height, width, temperature, elementwise, OBJECTIVES.index(objective), consistency, eps),
     )
 
@@ -93,7 +93,7 @@ def _weights(saved: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor,
 
 _SETTINGS = "int height, int width, float temperature, bool elementwise, int objective, float consistency, float eps"
 _VIEWS = "Tensor features, Tensor gradients, Tensor aug_features, Tensor aug_gradients, Tensor[] transform"
-STAGE = Stage(
+OPERATORS = StageOperators(
     "cgc",
     f"({_VIEWS}, {_SETTINGS}) -> (Tensor loss, Tensor saved)",
     _fake,

@@ -6,7 +6,7 @@ them all. The backward is that of the mean of all row losses, and gives the grad
 
 import torch
 
-from .library import Stage
+from .library import StageOperators
 
 
 def contrast(run, rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -54,7 +54,7 @@ def _backward(operator, ctx, saved, grad_loss):
     return operator(grad_loss, *saved, ctx.first, ctx.count, ctx.temperature)
 
 
-STAGE = Stage(
+OPERATORS = StageOperators(
     "contrast",
     "(Tensor rows, Tensor keys, Tensor positives, SymInt first, SymInt count, float temperature) "
     "-> (Tensor loss, Tensor row_losses)",

@@ -1,34 +1,21 @@
-"""How the stages' operators are defined and called, and the compiled kernels where they were built."""
+"""How the stages' operators are defined and called."""
 
 import functools
-import json
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
 from .. import double_backward
-from .._version import __version__
-
-_INSTALL = "pip install --no-build-isolation --force-reinstall --no-deps ."
-_REMEDIES = {
-    "cpp": f"install a C++17 compiler and run: CGC_CPP=1 {_INSTALL}",
-    "cuda": f"install a CUDA toolkit of torch's own major version and run: CGC_CUDA=1 {_INSTALL}",
-}
-_LIBRARIES = {"cpp": "_cpu.so", "cuda": "_cuda.so"}
-
-_FOLDER = Path(__file__).parent.parent
 
 # What torch.library itself calls an operator's kernels in. A second operator, without autograd, would need no private
 # name and save half a microsecond, but modes would record it, and what they record would have lost its gradient.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
-class Stage(NamedTuple):
-    """What a stage says of its two operators, once for every namespace and for eager and traced code."""
+class StageOperators(NamedTuple):
+    """A stage's two operators, described once for every namespace and for eager and traced code."""
 
     name: str
     schema: str
@@ -44,46 +31,39 @@ class Namespace:
     """Operators without kernels; these come from a compiled library or from :meth:`implement`."""
 
     def __init__(self, name: str):
-        self.name = name
         self._library = torch.library.Library(name, "FRAGMENT")
         self.operators = getattr(torch.ops, name)
 
-    def define(self, stage: Stage) -> Callable:
+    def define(self, stage: StageOperators) -> Callable:
         """Define a stage's operators: schemas, fake kernels, autograd.
 
         Returns the stage as a function of the operator's inputs, differentiable once, that gives its first outputs.
         """
-        self._check_new(stage.name)
-        operator = self._declare(stage.name, stage.schema, stage.fake)
-        backward = self._declare(f"{stage.name}_backward", stage.backward_schema, stage.fake_backward)
+        operator = self.declare(stage.name, stage.schema, stage.fake)
+        backward = self.declare(f"{stage.name}_backward", stage.backward_schema, stage.fake_backward)
         _register_autograd(operator, backward, stage)
         return _function(operator, _eager(operator, backward, stage), stage)
 
-    def define_plain(self, schema: str) -> None:
-        """Define an operator that takes no tensor."""
-        self._check_new(schema.partition("(")[0])
-        self._library.define(schema)
+    def declare(self, name: str, schema: str, fake: Callable | None = None) -> torch._ops.OpOverload:
+        """Declare one operator, without autograd; fake: its fake kernel, None where it takes no tensor."""
+        if hasattr(self.operators, name):
+            raise ImportError(
+                "cgc_kernels must be imported once in a process, got a second import after its modules were taken out "
+                "of sys.modules, or of another copy: torch keeps its operators until the end; restart Python"
+            )
+        self._library.define(f"{name}{schema}")
+        operator = getattr(self.operators, name).default
+        if fake is not None:
+            torch.library.register_fake(operator, fake)
+            torch.library.register_vmap(operator, functools.partial(_one_by_one, operator))
+        return operator
 
     def implement(self, name: str, kernel, device_type: str) -> None:
         """Make a Python function the kernel of operator `name` on one type of device."""
         self._library.impl(name, kernel, device_type.upper())
 
-    def _check_new(self, name: str) -> None:
-        if hasattr(getattr(torch.ops, self.name), name):
-            raise ImportError(
-                "cgc_kernels must be imported once in a process, got a second import after its modules were taken out "
-                "of sys.modules, or of another copy: torch keeps its operators until the end; restart Python"
-            )
 
-    def _declare(self, name: str, schema: str, fake):
-        self._library.define(f"{name}{schema}")
-        operator = getattr(self.operators, name).default
-        torch.library.register_fake(operator, fake)
-        torch.library.register_vmap(operator, functools.partial(_one_by_one, operator))
-        return operator
-
-
-def _function(operator, eager: type[torch.autograd.Function], stage: Stage) -> Callable:
+def _function(operator, eager: type[torch.autograd.Function], stage: StageOperators) -> Callable:
     """The stage: by the operator where torch traces or transforms it, by a plain autograd.Function elsewhere."""
 
     def run(*inputs):
@@ -97,7 +77,7 @@ def _function(operator, eager: type[torch.autograd.Function], stage: Stage) -> C
     return run
 
 
-def _eager(operator, backward, stage: Stage) -> type[torch.autograd.Function]:
+def _eager(operator, backward, stage: StageOperators) -> type[torch.autograd.Function]:
     """A Function around the operators' kernels: the same formulas, at a fraction of torch.library's time."""
     setup_context, formula = stage.setup_context, stage.backward
 
@@ -127,7 +107,7 @@ def _eager(operator, backward, stage: Stage) -> type[torch.autograd.Function]:
     )
 
 
-def _register_autograd(operator, backward, stage: Stage) -> None:
+def _register_autograd(operator, backward, stage: StageOperators) -> None:
     def setup_context(ctx, inputs, output):
         stage.setup_context(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[stage.outputs :])
@@ -157,7 +137,7 @@ def _one_by_one(operator, info, dims, *inputs):
     return outputs, (0,) * len(outputs)
 
 
-def _first(output: tuple, stage: Stage):
+def _first(output: tuple, stage: StageOperators):
     return output[0] if stage.outputs == 1 else output[: stage.outputs]
 
 
@@ -181,62 +161,3 @@ def _refuse_transforms(inputs) -> None:
             raise RuntimeError(_TANGENT)
         if torch._C._functorch.is_gradtrackingtensor(value):
             raise RuntimeError(_TRANSFORM)
-
-
-def _load(name: str) -> str | None:
-    """Load a compiled library, "cpp" or "cuda"; returns why there is none, or None."""
-    library = _FOLDER / _LIBRARIES[name]
-    kernels = {"cpp": "the C++ kernels", "cuda": "the CUDA kernels"}[name]
-    if name == "cuda" and torch.version.cuda is None:
-        return f"the installed torch {torch.__version__} is built without CUDA"
-    if not library.exists():
-        return f"{kernels} were not built ({_build_reason(name)})"
-    try:
-        torch.ops.load_library(library)
-    except (OSError, RuntimeError) as error:
-        return f"{kernels} in {library.name} do not load under torch {torch.__version__}: {error}"
-    return None
-
-
-def _build_record(name: str, key: str, default):
-    try:
-        return json.loads((_FOLDER / "_build.json").read_text())[name][key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return default
-
-
-def _build_reason(name: str) -> str:
-    return _build_record(name, "reason", "cgc_kernels runs from a source tree that was never installed")
-
-
-def architectures() -> list[str]:
-    """What the CUDA kernels were built for, as "9.0" or "12.0+PTX"; empty if that is not known."""
-    return _build_record("cuda", "architectures", [])
-
-
-def unavailable(name: str) -> str | None:
-    """Why the compiled kernels "cpp" or "cuda" cannot serve, with the remedy; None if they can."""
-    failure = _failures[name]
-    return None if failure is None else f"{failure}; {_REMEDIES[name]}, or use backend='auto'"
-
-
-def processor() -> dict:
-    """Instruction set chosen for the C++ kernels and the number of threads they use; empty without them."""
-    if _failures["cpp"] is not None:
-        return {}
-    return {"instruction_set": torch.ops.cgc_kernels.instruction_set(), "threads": torch.get_num_threads()}
-
-
-def versions() -> dict:
-    """Versions of cgc_kernels, torch and Python, and the machine's architecture."""
-    return {
-        "cgc_kernels": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-COMPILED = Namespace("cgc_kernels")
-COMPILED.define_plain("instruction_set() -> str")
-_failures = {name: _load(name) for name in _LIBRARIES}

@@ -4,7 +4,7 @@ import torch
 
 from ..options import OBJECTIVES
 from ..transforms import CropFlip
-from .library import Stage
+from .library import StageOperators
 
 # Of a sample, each [H, W]. What they hold is the kernels' own affair; the backward starts from them.
 STATE_MAPS = 3
@@ -22,10 +22,10 @@ def resample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unit coarse rows [B, H * W], keys [B, H * W] and positives [B] (float64) of heatmaps [B, H, W]."""
     settings = (*image_size, eps, OBJECTIVES.index(objective))
-    return run(heatmaps.contiguous(), aug_heatmaps.contiguous(), tensors_of(transform), *settings)
+    return run(heatmaps.contiguous(), aug_heatmaps.contiguous(), transform_tensors(transform), *settings)
 
 
-def tensors_of(transform: CropFlip | torch.Tensor) -> list[torch.Tensor]:
+def transform_tensors(transform: CropFlip | torch.Tensor) -> list[torch.Tensor]:
     """For the operators: the fields of a crop as they are, or one tensor of inverse matrices, float64 [B, 3, 3]."""
     return list(transform) if isinstance(transform, CropFlip) else [transform.double().contiguous()]
 
@@ -35,8 +35,8 @@ def state_dtype(heatmaps: torch.Tensor, objective: int) -> torch.dtype:
     return torch.float64 if objective == MSE else heatmaps.dtype
 
 
-def fake_rows(heatmaps, objective):
-    """Fake rows, keys, positives and state; the mse objective has no use for rows."""
+def new_outputs(heatmaps: torch.Tensor, objective: int) -> tuple[torch.Tensor, ...]:
+    """Uninitialised rows, keys, positives and state, fake for fake heatmaps; the mse objective has no use for rows."""
     batch, height, width = heatmaps.shape
     rows = heatmaps.new_empty((batch, 0 if objective == MSE else height * width))
     positives = heatmaps.new_empty(batch, dtype=torch.float64)
@@ -45,7 +45,7 @@ def fake_rows(heatmaps, objective):
 
 
 def _fake(heatmaps, aug_heatmaps, transform, height, width, eps, objective):
-    return fake_rows(heatmaps, objective)
+    return new_outputs(heatmaps, objective)
 
 
 def _fake_backward(grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, *_):
@@ -64,7 +64,7 @@ def _backward(operator, ctx, saved, *grads):
 
 
 _SETTINGS = "int height, int width, float eps, int objective"
-STAGE = Stage(
+OPERATORS = StageOperators(
     "resample",
     f"(Tensor heatmaps, Tensor aug_heatmaps, Tensor[] transform, {_SETTINGS}) "
     "-> (Tensor rows, Tensor keys, Tensor positives, Tensor state)",

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "../common/gradients.h"
+#include "cam_loops.h"
 #include "executor.h"
-#include "loops.h"
 
 namespace cgc::CGC_ISA {
 

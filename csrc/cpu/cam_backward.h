@@ -3,8 +3,8 @@
 #pragma once
 
 #include "../common/gradients.h"
+#include "cam_loops.h"
 #include "executor.h"
-#include "loops.h"
 #include "stream.h"
 
 namespace cgc::CGC_ISA {

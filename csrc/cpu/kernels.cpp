@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "../common/dispatch.h"
+#include "../common/loss.h"
 #include "cgc.h"
 
 #define CGC_QUOTE(x) #x
@@ -29,17 +30,17 @@ void run_resample_backward(const ResampleBackward& call, ParallelFor parallel_fo
   with_type(call.forward.float64, [&](auto t) { resample_backward<decltype(t)>(call, parallel_for); });
 }
 
-double run_contrast(const Contrast& call, ParallelFor parallel_for) {
-  return with_type(call.float64, [&](auto t) { return contrast<decltype(t)>(call, parallel_for); });
+void run_contrast(const Contrast& call, const Scalar& loss, ParallelFor parallel_for) {
+  with_type(call.float64, [&](auto t) { assign(loss, contrast<decltype(t)>(call, parallel_for)); });
 }
 
 void run_contrast_backward(const ContrastBackward& call, ParallelFor parallel_for) {
   with_type(call.forward.float64, [&](auto t) { contrast_backward<decltype(t)>(call, parallel_for); });
 }
 
-double run_cgc(const Cgc& call, ParallelFor parallel_for) {
-  return with_types<bfloat16, float16>(call.views[0], [&](auto a, auto g, auto acc) {
-    return cgc<decltype(a), decltype(g), decltype(acc)>(call, parallel_for);
+void run_cgc(const Cgc& call, const Scalar& loss, ParallelFor parallel_for) {
+  with_types<bfloat16, float16>(call.views[0], [&](auto a, auto g, auto acc) {
+    assign(loss, cgc<decltype(a), decltype(g), decltype(acc)>(call, parallel_for));
   });
 }
 

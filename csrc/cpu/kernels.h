@@ -15,9 +15,9 @@ struct Kernels {
   void (*cam_backward)(const CamBackward&, ParallelFor);
   void (*resample)(const Resample&, ParallelFor);
   void (*resample_backward)(const ResampleBackward&, ParallelFor);
-  double (*contrast)(const Contrast&, ParallelFor);
+  void (*contrast)(const Contrast&, const Scalar& loss, ParallelFor);
   void (*contrast_backward)(const ContrastBackward&, ParallelFor);
-  double (*cgc)(const Cgc&, ParallelFor);
+  void (*cgc)(const Cgc&, const Scalar& loss, ParallelFor);
   void (*cgc_backward)(const CgcBackward&, ParallelFor);
 };
 

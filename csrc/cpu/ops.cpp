@@ -48,14 +48,6 @@ void parallel_for(Index count, Index grain, Body body, void* context) {
 
 std::string instruction_set() { return chosen().name; }
 
-void store(const Scalar& scalar, double value) {
-  if (scalar.float64) {
-    *static_cast<double*>(scalar.data) = value;
-  } else {
-    *static_cast<float*>(scalar.data) = float(value);
-  }
-}
-
 class Cpu {
  public:
   static constexpr const char* name = "CPU";
@@ -83,9 +75,9 @@ class Cpu {
   static void run(const CamBackward& call) { chosen().cam_backward(call, &parallel_for); }
   static void run(const Resample& call) { chosen().resample(call, &parallel_for); }
   static void run(const ResampleBackward& call) { chosen().resample_backward(call, &parallel_for); }
-  static void run(const Contrast& call, const Scalar& loss) { store(loss, chosen().contrast(call, &parallel_for)); }
+  static void run(const Contrast& call, const Scalar& loss) { chosen().contrast(call, loss, &parallel_for); }
   static void run(const ContrastBackward& call) { chosen().contrast_backward(call, &parallel_for); }
-  static void run(const Cgc& call, const Scalar& loss) { store(loss, chosen().cgc(call, &parallel_for)); }
+  static void run(const Cgc& call, const Scalar& loss) { chosen().cgc(call, loss, &parallel_for); }
   static void run(const CgcBackward& call) { chosen().cgc_backward(call, &parallel_for); }
 };
 

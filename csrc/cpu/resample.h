@@ -5,7 +5,7 @@
 #include "../common/dispatch.h"
 #include "../common/gradients.h"
 #include "executor.h"
-#include "geometry.h"
+#include "resample_geometry.h"
 
 namespace cgc::CGC_ISA {
 

@@ -7,6 +7,8 @@
 
 #define CGC_ISA cuda
 
+#include <simt.h>
+
 #include <type_traits>
 
 #include "../common/dispatch.h"
@@ -14,7 +16,6 @@
 #include "../common/loss.h"
 #include "../common/platform.h"
 #include "launch.h"
-#include "simt.h"
 
 namespace cgc::CGC_ISA {
 

@@ -1,7 +1,7 @@
 // Stage resample, forward: heatmaps and a transform -> unit rows, keys and positives, as H x W algebra
 // (docs/mathematics.md, section 2).
 #include "resample.cuh"
-#include "warp.cuh"
+#include "resample_warp.cuh"
 
 namespace cgc::CGC_ISA {
 

@@ -3,7 +3,7 @@
 
 #include "cam.cuh"
 
-#include "../common/crop.h"
+#include "../common/resample_crop.h"
 
 namespace cgc::CGC_ISA {
 

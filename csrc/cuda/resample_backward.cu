@@ -1,7 +1,7 @@
 // Stage resample, backward, by itself: gradients of rows, keys and positives -> gradients of the heatmaps. One block a
 // sample.
 #include "resample_gradient.cuh"
-#include "warp.cuh"
+#include "resample_warp.cuh"
 
 namespace cgc::CGC_ISA {
 

@@ -1,5 +1,5 @@
-// What kernels include in place of the CUDA headers. nvcc sees the real ones; g++ sees the emulator of tests/cuda/simt,
-// which executes the same sources on a CPU.
+// What kernels include in place of the CUDA headers, by the include path: the emulator of tests/cuda/simt, which
+// executes the same sources on a CPU, has a file of this name.
 //
 //   simt::launch(dependent, kernel, grid, block, dynamic_bytes, stream, args...)
 //                                       -> 0 or the error, for error_text; dependent: may overlap its predecessor
@@ -14,8 +14,6 @@
 //   simt::mma_tf32(d, a, b)             d[16, 8] += a[16, 8] b[8, 8] by a warp, in the fragments of PTX
 //   simt::mma_f64(d, a, b)              d[8, 8] += a[8, 4] b[4, 8]
 #pragma once
-
-#ifdef __CUDACC__
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -115,9 +113,3 @@ __device__ __forceinline__ void mma_f64(double (&d)[2], double a, double b) {
 #define SIMT_DYN_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char simt_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(simt_dynamic_shared)
-
-#else
-
-#include "emulator.h"
-
-#endif

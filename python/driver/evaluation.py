@@ -30,7 +30,7 @@ MEANS = ("content_heatmap", "flat_content_heatmap", "effective_area", "consisten
 Explainer = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
 
 
-class Batch(NamedTuple):
+class EvaluationBatch(NamedTuple):
     """Images of a split as a model sees them: normalised, [B, 3, S, S]."""
 
     original: Tensor
@@ -41,9 +41,9 @@ class Batch(NamedTuple):
     box_counts: Tensor
     corrupt: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "EvaluationBatch":
         """The same on a device."""
-        return Batch(*(field.to(device) for field in self))
+        return EvaluationBatch(*(field.to(device) for field in self))
 
 
 class Explained(NamedTuple):
@@ -224,7 +224,7 @@ def per_class(values: dict[str, Tensor], classes: Sequence[str]) -> list[dict]:
 
 def batches(
     images: Images, indices: Sequence[int], data: Data, *, seed: int, stream: str, workers: int = 0
-) -> Iterator[Batch]:
+) -> Iterator[EvaluationBatch]:
     """The images of these indices, normalised, with their augmented views; on the CPU."""
     crops = evaluation_crops(len(images), data.image_size, seed, stream)
     prepared = _Prepared(images, list(indices), data.image_size, data.strict)
@@ -236,7 +236,7 @@ def batches(
         augmented = chosen.apply(original)
         for item in items:
             _report(item.problem)
-        yield Batch(
+        yield EvaluationBatch(
             (original - mean) / std,
             (augmented - mean) / std,
             chosen,

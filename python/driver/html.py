@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 import statistics
 from pathlib import Path
 
@@ -140,7 +139,8 @@ def _curves(summary: dict, entries: list) -> list[dict]:
     for name, title in pictures.PANELS.items() if with_history else ():
         series = []
         for number, key in enumerate(summary):
-            lines = [[_number(row.get(name)) for row in entry.history] for entry in with_history if entry.key == key]
+            histories = [entry.history for entry in with_history if entry.key == key]
+            lines = [[pictures.number(row.get(name)) for row in history] for history in histories]
             if lines:
                 series.append(charts.Series(number, summary[key]["title"], _mean_line(lines), lines))
         epochs = range(1, max(len(line) for one in series for line in one.seeds) + 1)
@@ -190,7 +190,3 @@ def _class_table(summary: dict, labels: dict) -> dict:
 
 def _mean_line(lines: list[list[float]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*lines, strict=False)]
-
-
-def _number(value) -> float:
-    return math.nan if value in (None, "") else float(value)

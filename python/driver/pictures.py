@@ -128,7 +128,7 @@ def curves(path: Path, histories: dict[str, list[list[dict]]], titles: dict[str,
         figure, axes = plt.subplots(2, 3, figsize=(13, 6.6), layout="constrained")
         for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
             for method, own in histories.items():
-                values = torch.tensor([[_number(epoch.get(name)) for epoch in history] for history in own])
+                values = torch.tensor([[number(epoch.get(name)) for epoch in history] for history in own])
                 _draw_curve(axis, values, colour(method), titles[method])
             axis.set_title(title)
             axis.set_xlabel("epoch")
@@ -155,7 +155,8 @@ def share_in_boxes(heat: Tensor, boxes: Tensor) -> str:
     return f"{100 * metrics.content_shares(heat[None], masks).item():.0f} % in the box"
 
 
-def _number(value) -> float:
+def number(value) -> float:
+    """A cell of metrics.csv; NaN where it is empty."""
     return torch.nan if value in (None, "") else float(value)
 
 

@@ -153,13 +153,11 @@ def rows(summary: dict[str, dict]) -> list[list[str]]:
         return any(values) if name == "corrupt_images" else any(value is not None for value in values)
 
     return [
-        [title, *(_cell(column, name) for column in summary.values())]
-        for name, title in MEASURES.items()
-        if known(name)
+        [title, *(cell(column, name) for column in summary.values())] for name, title in MEASURES.items() if known(name)
     ]
 
 
-def _cell(column: dict, name: str) -> str:
+def cell(column: dict, name: str) -> str:
     """Mean and spread of one measure as text."""
     mean, spread = column[name], column["spread"][name]
     if mean is None:

@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import NoReturn
@@ -50,18 +49,23 @@ def watched(here: Ranks, chosen: Callable[[], Settings | None]):
     before = signal.set_wakeup_fd(tell)  # Python's handler in C writes to it, whatever the main thread does
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what workers are told is not meant for us
 
+    over = threading.Event()
+
     def watch() -> None:
         with open(told, "rb", buffering=0) as signals:
-            while number := signals.read(1):
-                if number[0] == signal.SIGTERM:
-                    time.sleep(GRACE)
+            while not over.is_set():
+                if signals.read(1)[0] == signal.SIGTERM and not over.wait(GRACE):
                     stop_rank(here, chosen(), "it was told to end")
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        over.set()
+        os.write(tell, b"\0")
+        watcher.join()  # it holds the process group, which must be gone before the interpreter ends
         os.close(tell)
 
 

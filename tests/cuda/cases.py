@@ -3,7 +3,6 @@
 from tests.support.cases import lay_out, simple_case
 
 LAYOUTS = ("contiguous", "channels_last")
-WEIGHTINGS = ("pooled", "gradcam", "elementwise")
 
 
 def case_of(batch, channels, side, weighting="elementwise", layout="contiguous", **rest):

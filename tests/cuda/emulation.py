@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from cgc_kernels import backends
 from cgc_kernels.backends.backend import Backend
-from cgc_kernels.ops import Namespace, define
+from cgc_kernels.ops import Namespace, backend_functions
 from tests.cuda.launchers import Launchers
 from tests.cuda.simt import Emulator, build
 
@@ -18,7 +18,7 @@ OPERATORS = tuple(name for stage in ("cam", "resample", "contrast", "cgc") for n
 
 _current = SimpleNamespace(launchers=None)
 _namespace = Namespace("cgc_kernels_emulated")
-_stages = define(_namespace)
+_functions = backend_functions(_namespace)
 for _name in OPERATORS:
     _namespace.implement(_name, lambda *args, name=_name: getattr(_current.launchers, name)(*args), "cpu")
 
@@ -37,6 +37,6 @@ class Emulation:
         self.emulator.setup(**device)
         # Also what is not instrumented: only watched memory is poison to a kernel that starts early.
         _current.launchers = Launchers(self.library, self.emulator.watch, self.emulator.watch_output)
-        with backends.serving(Backend("cuda", **_stages._asdict(), device_types=("cpu",))):
+        with backends.serving(Backend("cuda", **_functions._asdict(), device_types=("cpu",))):
             yield _current.launchers
         _current.launchers = None

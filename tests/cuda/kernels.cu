@@ -3,6 +3,7 @@
 #include "cgc.cu"
 #include "cgc_backward.cu"
 #include "contrast.cu"
+#include "contrast_backward.cu"
 #include "resample.cu"
 #include "resample_backward.cu"
 

@@ -9,6 +9,9 @@ from ctypes import c_bool, c_double, c_int32, c_int64, c_void_p
 
 import torch
 
+from cgc_kernels.options import OBJECTIVES
+
+MSE = OBJECTIVES.index("mse")
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -18,6 +21,7 @@ def structure(name: str, **fields):
 
 
 # As in csrc/common/calls.h.
+POOLED, MEAN, ELEMENTWISE = range(3)
 Scalar = structure("Scalar", data=c_void_p, float64=c_bool)
 Cam = structure(
     "Cam",
@@ -82,7 +86,7 @@ class Launchers:
     def cam(self, features, gradients, elementwise):
         call = self._cam(features, gradients, elementwise)
         heatmaps = self._new((len(features), *features.shape[2:]), _acc(features), "heatmaps")
-        weights = self._new(features.shape[:2] if call.weighting == 1 else (0,), _acc(features), "weights")
+        weights = self._new(features.shape[:2] if call.weighting == MEAN else (0,), _acc(features), "weights")
         call.heatmaps, call.weights = _pointer(heatmaps), _pointer(weights)
         self._run("cam", call)
         return heatmaps, weights
@@ -101,10 +105,10 @@ class Launchers:
         call = self._resample(heatmaps, transform, size_h, size_w, eps, objective)
         call.heatmaps, call.aug_heatmaps = _pointer(heatmaps), _pointer(aug_heatmaps)
         batch, height, width = heatmaps.shape
-        length = 0 if objective == 2 else height * width
+        length = 0 if objective == MSE else height * width
         rows, keys = (self._new((batch, length), heatmaps.dtype, name) for name in ("rows", "keys"))
         positives = self._new((batch,), torch.float64, "positives")
-        state = self._new((batch, 3, height, width), torch.float64 if objective == 2 else heatmaps.dtype, "state")
+        state = self._new((batch, 3, height, width), torch.float64 if objective == MSE else heatmaps.dtype, "state")
         call.rows, call.keys, call.positives, call.state = map(_pointer, (rows, keys, positives, state))
         self._run("resample", call)
         return rows, keys, positives, state
@@ -152,7 +156,7 @@ class Launchers:
         self.watch_output(**saved.parts)
         call.resample = self._resample(saved.heatmaps[0], transform, size_h, size_w, eps, objective)
         saved.fill(call.views, call.resample)
-        call.contrast = self._contrast_of(saved, temperature)
+        call.contrast = self._saved_contrast(saved, temperature)
         loss = self._new((), _acc(features), "loss")
         self._run("cgc", call, loss)
         return loss, saved.memory
@@ -174,7 +178,7 @@ class Launchers:
         forward = self._resample(saved.heatmaps[0], transform, size_h, size_w, eps, objective)
         saved.fill((call.views[0].forward, call.views[1].forward), forward)
         call.resample = ResampleBackward(forward)
-        contrast = self._contrast_of(saved, temperature)
+        contrast = self._saved_contrast(saved, temperature)
         call.contrast = ContrastBackward(contrast, _scalar(grad_loss))
         self._run("cgc_backward", call)
         return tuple(grads)
@@ -184,7 +188,7 @@ class Launchers:
     def _cam(self, features, gradients, elementwise):
         batch, channels, height, width = features.shape
         last = not features.is_contiguous()
-        weighting = 0 if gradients.dim() == 2 else 2 if elementwise else 1
+        weighting = POOLED if gradients.dim() == 2 else ELEMENTWISE if elementwise else MEAN
         self._see(features=features, gradients=gradients)
         types = (TYPES.index(t.dtype) for t in (features, gradients))
         return Cam(batch, channels, height * width, *types, weighting, last, _pointer(features), _pointer(gradients))
@@ -203,7 +207,7 @@ class Launchers:
         pointers = map(_pointer, (rows, keys, positives, row_losses))
         return Contrast(*rows.shape, first, count, temperature, rows.dtype == torch.float64, *pointers)
 
-    def _contrast_of(self, saved, temperature):
+    def _saved_contrast(self, saved, temperature):
         batch = len(saved.positives)
         return self._contrast(saved.rows, saved.keys, saved.positives, saved.row_losses, 0, batch, temperature)
 
@@ -248,7 +252,7 @@ class Saved:
 
     def __init__(self, features, gradients, elementwise, objective, memory=None):
         batch, channels, *side = features.shape
-        acc, mse = _acc(features), objective == 2
+        acc, mse = _acc(features), objective == MSE
         length = 0 if mse else side[0] * side[1]
         pools = gradients is None or (gradients.dim() == 4 and not elementwise)
         shapes = {

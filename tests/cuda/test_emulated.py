@@ -9,11 +9,21 @@ from hypothesis import given, settings
 
 from cgc_kernels import CropFlip, backends, cgc_loss, gradcam, heatmap_loss
 from tests.cuda import simt
-from tests.cuda.cases import LAYOUTS, WEIGHTINGS, case_of
+from tests.cuda.cases import LAYOUTS, case_of
 from tests.cuda.launchers import Contrast, ContrastBackward, Scalar
 from tests.loss.test_contrast import check_shares
 from tests.loss.test_golden import DATA, call, expected, mse_floor
-from tests.support.cases import VIEWS, assert_same_loss, cases, evaluate, examples, lay_out, noise_floors, simple_case
+from tests.support.cases import (
+    VIEWS,
+    WEIGHTINGS,
+    assert_same_loss,
+    cases,
+    evaluate,
+    examples,
+    lay_out,
+    noise_floors,
+    simple_case,
+)
 from tests.support.compare import assert_close, assert_low_precision, assert_same_bits
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
@@ -66,7 +76,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(kernels, shape, layout, weighting):
     """Odd and even, smaller and larger than a block's share in every dimension; every objective and transform."""
-    index = SHAPES.index(shape) + WEIGHTINGS.index(weighting)
+    index = SHAPES.index(shape) + list(WEIGHTINGS).index(weighting)
     objective = ("released", "paper", "mse")[index % 3]
     transform = ("crop", "warp")[index % 2]
     case = case_of(*shape, weighting, layout, objective=objective, transform=transform, consistency=0.7)

@@ -10,9 +10,9 @@ import torch
 
 from cgc_kernels import cgc_loss
 from tests.cuda import simt
-from tests.cuda.cases import LAYOUTS, WEIGHTINGS, case_of
+from tests.cuda.cases import LAYOUTS, case_of
 from tests.support import ROOT
-from tests.support.cases import evaluate
+from tests.support.cases import WEIGHTINGS, evaluate
 
 pytestmark = pytest.mark.skipif(bool(simt.missing()), reason=simt.missing() or "there is one")
 
@@ -27,7 +27,7 @@ def watched():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout):
-    index = WEIGHTINGS.index(weighting)
+    index = list(WEIGHTINGS).index(weighting)
     for transform, dtype in (("crop", torch.float32), ("warp", torch.bfloat16), ("crop", torch.float64)):
         objective = ("released", "paper", "mse")[(index + (dtype == torch.float64)) % 3]
         case = case_of(3, 12, (4, 4), weighting, layout, transform=transform, objective=objective, size=(5, 7)).to(

@@ -18,7 +18,7 @@ DISPATCH = "csrc/common/dispatch.h"
 ROWS, FLAT = (f"csrc/cuda/cam{name}.cuh" for name in ("_rows", "_flat"))
 RESAMPLE, RESAMPLE_FORWARD = (f"csrc/cuda/resample.{kind}" for kind in ("cuh", "cu"))
 CONTRAST, CONTRAST_FORWARD, CONTRAST_BACKWARD = (
-    f"csrc/cuda/{name}" for name in ("contrast.cuh", "contrast.cu", "cgc_backward.cu")
+    f"csrc/cuda/{name}" for name in ("contrast.cuh", "contrast.cu", "contrast_gradient.cuh")
 )
 PLATFORM = "csrc/cuda/platform.cuh"
 LEAN = [

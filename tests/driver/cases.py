@@ -153,6 +153,13 @@ SMALL = (
 )
 
 
+def opened(root, name: str = "folder", **more) -> data.Data:
+    """The data set of that name under `root`, as a training opens it."""
+    return data.open_data(
+        settings.Settings(data=name, data_root=str(root), model="small_resnet", image_size=32, **more)
+    )
+
+
 def run(main, *words) -> int:
     return main([str(word) for word in words])
 

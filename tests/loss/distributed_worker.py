@@ -48,29 +48,24 @@ def share(case: Case, sizes: tuple[int, ...], rank: int) -> Case:
     return case._replace(views=tuple(view[own] for view in case.views), transform=transform)
 
 
-def leaves_of(case: Case) -> list[Tensor]:
-    return [view.clone().requires_grad_() for view in case.views]
-
-
 def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     """The loss, twice over so that the incoming gradient is not 1, and its gradients."""
     return [loss.detach(), *torch.autograd.grad(2 * loss, leaves)]
 
 
 def by_features(case: Case, backend: str, **where) -> list[Tensor]:
-    leaves = leaves_of(case)
-    loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend=backend, **case.settings, **where)
-    return gradients(loss, leaves)
+    leaves = case.leaves()
+    return gradients(case.loss(leaves, backend, **where), leaves)
 
 
 def by_module(case: Case, backend: str, **where) -> list[Tensor]:
-    leaves = leaves_of(case)
+    leaves = case.leaves()
     loss = CGCLoss(backend=backend, **case.settings, **where)(leaves[:2], leaves[2:], case.transform)
     return gradients(loss, leaves)
 
 
 def by_heatmaps(case: Case, backend: str, **where) -> list[Tensor]:
-    leaves = leaves_of(case)
+    leaves = case.leaves()
     settings = dict(case.settings)
     weighting = settings.pop("weighting")
     maps = [gradcam(*leaves[i : i + 2], weighting=weighting) for i in (0, 2)]
@@ -135,7 +130,7 @@ def network_inputs() -> tuple[tuple[Tensor, Tensor], CropFlip]:
 def refusals(group, other) -> dict[str, str]:
     """What each misuse says."""
     case = simple_case()
-    leaves = leaves_of(case)
+    leaves = case.leaves()
 
     def loss(**where):
         return cgc_loss(leaves[:2], leaves[2:], case.transform, **case.settings, **where)

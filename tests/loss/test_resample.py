@@ -462,7 +462,7 @@ def test_chunks_of_torch_change_nothing(monkeypatch, module, chunk):
     upstream = torch.randn(7, 8, generator=generator, dtype=torch.float64)
     case = (*maps, with_inverse(transform), (10, 9), 1e-8, "paper", upstream)
     whole = similarities_and_grads("torch", *case)
-    monkeypatch.setattr(import_module(f"cgc_kernels.backends.torch.{module}"), "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(import_module(f"cgc_kernels.backends.torch.resample_{module}"), "CHUNK_ELEMENTS", chunk)
     parts = similarities_and_grads("torch", *case)
     for part, expected in zip((parts[0], *parts[1]), (whole[0], *whole[1]), strict=True):
         assert_close(part, expected, 1e-13)

@@ -9,11 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cgc_kernels import CropFlip, cgc_loss, heatmap_loss
-from cgc_kernels.backends.torch import chunks, geometry
-from tests.support.cases import VIEWS, evaluate, simple_case
+from cgc_kernels.backends.torch import chunks, resample_geometry
+from tests.support.cases import VIEWS, WEIGHTINGS, evaluate, simple_case
 from tests.support.compare import assert_same_bits
 
-WEIGHTINGS = {"pooled": (True, "gradcam"), "gradcam": (False, "gradcam"), "elementwise": (False, "elementwise")}
 cam_chunk = import_module("cgc_kernels.backends.torch.cam").CHUNK_ELEMENTS
 
 
@@ -34,9 +33,9 @@ class Operators(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def nothing_kept():
-    geometry._kept_grid.cache_clear()
+    resample_geometry._kept_grid.cache_clear()
     yield
-    geometry._kept_grid.cache_clear()
+    resample_geometry._kept_grid.cache_clear()
 
 
 def operators(case, dtype=torch.float32):
@@ -86,7 +85,7 @@ def test_a_gpu_takes_larger_chunks():
 
 
 def kept():
-    return geometry._kept_grid.cache_info().currsize
+    return resample_geometry._kept_grid.cache_info().currsize
 
 
 def maps_and_crop():
@@ -100,13 +99,13 @@ def loss_of(first, second, crop, size=(9, 11)):
 
 def test_the_grid_is_made_once():
     like = torch.rand(3, 4, 5)
-    grid = geometry.grid((9, 11), like)
-    assert geometry.grid((9, 11), like + 1) is grid
-    assert geometry.grid((9, 12), like) is not grid
-    assert geometry.grid((9, 11), like.mT) is not grid
-    limit = geometry._kept_grid.cache_info().maxsize
+    grid = resample_geometry.grid((9, 11), like)
+    assert resample_geometry.grid((9, 11), like + 1) is grid
+    assert resample_geometry.grid((9, 12), like) is not grid
+    assert resample_geometry.grid((9, 11), like.mT) is not grid
+    limit = resample_geometry._kept_grid.cache_info().maxsize
     for size in range(1, limit + 3):
-        geometry.grid((size, size), like)
+        resample_geometry.grid((size, size), like)
     assert kept() == limit
 
 
@@ -117,9 +116,9 @@ def test_what_a_mode_makes_serves_outside_it(mode):
     with mode():
         loss_of(first.detach(), second.detach(), crop)
     assert kept() == 1
-    assert not any(t.is_inference() for t in geometry.grid((9, 11), first)[2:])
+    assert not any(t.is_inference() for t in resample_geometry.grid((9, 11), first)[2:])
     inside = torch.autograd.grad(loss_of(first, second, crop), (first, second))
-    geometry._kept_grid.cache_clear()
+    resample_geometry._kept_grid.cache_clear()
     for one, other in zip(inside, torch.autograd.grad(loss_of(first, second, crop), (first, second)), strict=True):
         assert_same_bits(one, other)
 
@@ -129,7 +128,7 @@ def test_of_fake_and_meta_tensors_nothing_is_kept():
     with FakeTensorMode() as mode:
         fake = loss_of(*(mode.from_tensor(t) for t in (first, second)), CropFlip(*map(mode.from_tensor, crop)))
     assert isinstance(fake, FakeTensor)
-    assert geometry.grid((9, 11), first.to("meta")).share.is_meta
+    assert resample_geometry.grid((9, 11), first.to("meta")).share.is_meta
     assert kept() == 0
     loss_of(first, second, crop)
     with FakeTensorMode() as mode:
@@ -156,7 +155,7 @@ def test_a_call_after_another_size_is_its_own(side):
     """Kept matrices serve no other size."""
     case = simple_case(side=side)
     alone = evaluate(case, "torch")
-    geometry._kept_grid.cache_clear()
+    resample_geometry._kept_grid.cache_clear()
     for size in ((9, 11), (11, 9), (4, 30)):
         evaluate(simple_case(side=side[::-1], size=size), "torch")
     again = evaluate(case, "torch")

@@ -124,10 +124,10 @@ def test_cpp_needs_cpu_tensors(backend):
 
 
 @pytest.fixture
-def library(monkeypatch):
-    """The module of the compiled libraries, as under a CUDA build of torch."""
+def installation(monkeypatch):
+    """The module that loads the compiled libraries, as under a CUDA build of torch."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    return import_module("cgc_kernels.ops.library")
+    return import_module("cgc_kernels.ops.installation")
 
 
 def test_triton_needs_a_compiler_and_headers_but_not_its_interpreter(monkeypatch, tmp_path):
@@ -184,14 +184,14 @@ def test_the_cuda_kernels_serve_the_devices_they_were_built_for(architectures, c
                 backends.choose("cuda", device)
 
 
-def test_a_cuda_device_is_asked_for_its_capability(monkeypatch, library):
+def test_a_cuda_device_is_asked_for_its_capability(monkeypatch, installation):
     """Once: the answer is kept."""
     asked = []
-    monkeypatch.setitem(library._failures, "cuda", None)
+    monkeypatch.setitem(installation._failures, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 7)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: asked.append(index) or (1, 0))
-    monkeypatch.setattr(library, "_FOLDER", Path("nowhere"))  # no record: any device is served
+    monkeypatch.setattr(installation, "_PACKAGE", Path("nowhere"))  # no record: any device is served
     assert [cuda.missing(index) for index in (None, 7, 6, 6)] == [None] * 4
     assert asked == [7, 6]
     cuda._unfit.cache_clear()
@@ -266,15 +266,15 @@ LIBRARIES = pytest.mark.parametrize("name", ["cpp", "cuda"])
 
 
 @LIBRARIES
-def test_a_binary_that_does_not_load_is_reported(monkeypatch, tmp_path, library, name):
-    (tmp_path / library._LIBRARIES[name]).write_bytes(b"not a library")
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
-    assert f"do not load under torch {torch.__version__}" in library._load(name)
+def test_a_binary_that_does_not_load_is_reported(monkeypatch, tmp_path, installation, name):
+    (tmp_path / installation._LIBRARIES[name]).write_bytes(b"not a library")
+    monkeypatch.setattr(installation, "_PACKAGE", tmp_path)
+    assert f"do not load under torch {torch.__version__}" in installation._load(name)
 
 
-def test_a_cpu_build_of_torch_has_no_use_for_the_cuda_library(monkeypatch, library):
+def test_a_cpu_build_of_torch_has_no_use_for_the_cuda_library(monkeypatch, installation):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert library._load("cuda") == f"the installed torch {torch.__version__} is built without CUDA"
+    assert installation._load("cuda") == f"the installed torch {torch.__version__} is built without CUDA"
 
 
 BUILDS = (
@@ -288,12 +288,12 @@ BUILDS = (
 
 @LIBRARIES
 @pytest.mark.parametrize("content", BUILDS)
-def test_the_reason_of_the_build_is_reported(monkeypatch, tmp_path, library, name, content):
+def test_the_reason_of_the_build_is_reported(monkeypatch, tmp_path, installation, name, content):
     if content is not None:
         (tmp_path / "_build.json").write_text(content)
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(installation, "_PACKAGE", tmp_path)
     expected = "CGC_CPP=0 was set" if content == BUILDS[0] else "never installed"
-    assert expected in library._load(name)
+    assert expected in installation._load(name)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "nonsense"])

@@ -13,14 +13,6 @@ REFUSAL = "no second derivatives"
 OBJECTIVES = ("released", "paper", "mse")
 
 
-def leaves_of(case):
-    return [v.detach().requires_grad_() for v in case.views]
-
-
-def loss_of(case, leaves, backend):
-    return cgc_loss(leaves[:2], leaves[2:], case.transform, backend=backend, **case.settings)
-
-
 def assert_refused(output, inputs, wrt):
     """A penalty on the gradients with respect to each input and to all of them, differentiated every way."""
     for chosen in ([x] for x in inputs):
@@ -46,15 +38,15 @@ def test_gradient_penalty_through_cgc_loss(backend, objective, weighting, transf
         consistency=0.5,
         weighting="gradcam" if pooled else weighting,
     )
-    leaves = leaves_of(case)
-    assert_refused(loss_of(case, leaves, backend), leaves, leaves)
+    leaves = case.leaves()
+    assert_refused(case.loss(leaves, backend), leaves, leaves)
 
 
 @pytest.mark.parametrize("weighting", ["pooled", "gradcam", "elementwise"])
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_gradient_penalty_through_gradcam(backend, weighting):
     pooled = weighting == "pooled"
-    leaves = leaves_of(simple_case(pooled=pooled))[:2]
+    leaves = simple_case(pooled=pooled).leaves()[:2]
     heatmaps = gradcam(*leaves, weighting="gradcam" if pooled else weighting, backend=backend)
     assert_refused(heatmaps.square().sum(), leaves, leaves)
     # The sum is linear in each factor: its gradient depends on the other one only.
@@ -78,7 +70,7 @@ def test_when_one_input_alone_requires_a_gradient(backend, only):
     case = simple_case(weighting="elementwise")
     leaves = [v.detach().requires_grad_(name == only) for name, v in zip(VIEWS, case.views, strict=True)]
     (leaf,) = (t for t in leaves if t.requires_grad)
-    assert_refused(loss_of(case, leaves, backend), [leaf], [leaf])
+    assert_refused(case.loss(leaves, backend), [leaf], [leaf])
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -97,9 +89,9 @@ def test_penalty_on_the_input_of_a_network(backend):
 def test_penalty_through_the_weight_of_the_loss(backend):
     """d(w loss)/dx depends on w: refused too, rather than right in some backends and wrong in others."""
     case = simple_case()
-    leaves = leaves_of(case)
+    leaves = case.leaves()
     weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    (grad,) = torch.autograd.grad(weight * loss_of(case, leaves, backend), leaves[0], create_graph=True)
+    (grad,) = torch.autograd.grad(weight * case.loss(leaves, backend), leaves[0], create_graph=True)
     with pytest.raises(RuntimeError, match=REFUSAL):
         torch.autograd.grad(grad.sum(), weight)
 
@@ -144,13 +136,13 @@ def test_other_terms_may_be_differentiated_twice(backend):
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_create_graph_leaves_first_derivatives_right(backend):
     case = simple_case(consistency=0.3)
-    leaves = leaves_of(case)
-    plain = torch.autograd.grad(loss_of(case, leaves, backend), leaves)
-    loss = loss_of(case, leaves, backend)
+    leaves = case.leaves()
+    plain = torch.autograd.grad(case.loss(leaves, backend), leaves)
+    loss = case.loss(leaves, backend)
     with_graph = torch.autograd.grad(loss, leaves, create_graph=True)
     for one, other in zip(with_graph, plain, strict=True):
         assert_same_bits(one.detach(), other)
-    loss = loss_of(case, leaves, backend)
+    loss = case.loss(leaves, backend)
     loss.backward(create_graph=False)
     for leaf, other in zip(leaves, plain, strict=True):
         assert_same_bits(leaf.grad, other)

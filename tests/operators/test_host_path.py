@@ -10,28 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import CropFlip, cgc_loss, gradcam, heatmap_loss
 from cgc_kernels.ops.cam import prepare
-from cgc_kernels.ops.resample import tensors_of
+from cgc_kernels.ops.resample import transform_tensors
 from cgc_kernels.options import OBJECTIVES
-from tests.support.cases import CPP, VIEWS, simple_case
+from tests.support.cases import CPP, VIEWS, WEIGHTINGS, simple_case
 from tests.support.compare import assert_close, assert_same_bits
 
 pytestmark = pytest.mark.parametrize("backend", [CPP])
 SIZE = (9, 11)
 
 
-def leaves_of(case):
-    return [v.detach().requires_grad_() for v in case.views]
-
-
-def loss_of(case, leaves, backend="cpp"):
-    return cgc_loss(leaves[:2], leaves[2:], case.transform, backend=backend, **case.settings)
-
-
 def weighted(pooled, weighting, **settings):
     return simple_case(pooled=pooled, weighting=weighting, consistency=0.6, **settings)
-
-
-WEIGHTINGS = {"pooled": (True, "gradcam"), "gradcam": (False, "gradcam"), "elementwise": (False, "elementwise")}
 
 
 class Dispatched(TorchDispatchMode):
@@ -52,13 +41,13 @@ def through_the_operator(case, leaves, namespace="cgc_kernels"):
     views = [*prepare(*leaves[:2], elementwise), *prepare(*leaves[2:], elementwise)]
     settings = (*given["image_size"], given["temperature"], elementwise, OBJECTIVES.index(given["objective"]))
     operator = getattr(torch.ops, namespace).cgc.default
-    return operator(*views, tensors_of(case.transform), *settings, given["consistency"], given["eps"])[0]
+    return operator(*views, transform_tensors(case.transform), *settings, given["consistency"], given["eps"])[0]
 
 
 def check_eager_equals_the_operator(backend, weighting, objective, dtype, namespace="cgc_kernels"):
     case = weighted(*WEIGHTINGS[weighting], objective=objective).to(dtype)
-    leaves, others = leaves_of(case), leaves_of(case)
-    loss, registered = loss_of(case, leaves, backend), through_the_operator(case, others, namespace)
+    leaves, others = case.leaves(), case.leaves()
+    loss, registered = case.loss(leaves, backend), through_the_operator(case, others, namespace)
     assert type(loss.grad_fn).__name__ == "CgcBackward"
     assert type(registered.grad_fn).__name__.startswith("GeneratedBackward")
     assert_same_bits(loss.detach(), registered.detach())
@@ -81,14 +70,14 @@ def test_stages_equal_their_operators(backend, weighting):
     elementwise = case.settings["weighting"] == "elementwise"
     results = []
     for eager in (True, False):
-        leaves = leaves_of(case)
+        leaves = case.leaves()
         if eager:
             maps = [gradcam(*leaves[i : i + 2], weighting=case.settings["weighting"], backend=backend) for i in (0, 2)]
             loss = heatmap_loss(*maps, case.transform, image_size=SIZE, backend=backend)
         else:
             ops = torch.ops.cgc_kernels
             maps = [ops.cam(*prepare(*leaves[i : i + 2], elementwise), elementwise)[0] for i in (0, 2)]
-            rows = ops.resample(*maps, tensors_of(case.transform), *SIZE, 1e-8, 0)[:3]
+            rows = ops.resample(*maps, transform_tensors(case.transform), *SIZE, 1e-8, 0)[:3]
             loss = ops.contrast(*rows, 0, len(rows[0]), 0.5)[0]
         results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     for name, one, other in zip(("loss", *VIEWS), *results, strict=True):
@@ -99,9 +88,9 @@ def test_stages_equal_their_operators(backend, weighting):
 def test_one_operator_each_way_and_nothing_else(backend, weighting):
     """No copy, no packing of crops, no view."""
     case = weighted(*WEIGHTINGS[weighting])
-    leaves = leaves_of(case)
+    leaves = case.leaves()
     with Dispatched() as forward:
-        loss = loss_of(case, leaves)
+        loss = case.loss(leaves, backend)
     with Dispatched() as backward:
         torch.autograd.grad(loss, leaves, torch.ones_like(loss))
     assert forward.names == ["cgc_kernels.cgc.default"]
@@ -110,7 +99,7 @@ def test_one_operator_each_way_and_nothing_else(backend, weighting):
 
 def test_the_node_of_each_stage_is_named_after_it(backend):
     case = simple_case()
-    heatmaps = gradcam(*leaves_of(case)[:2], backend=backend)
+    heatmaps = gradcam(*case.leaves()[:2], backend=backend)
     assert type(heatmaps.grad_fn).__name__ == "CamBackward"
     loss = heatmap_loss(heatmaps, heatmaps, case.transform, image_size=SIZE, backend=backend)
     assert "Contrast" in str(loss.grad_fn.next_functions) + str(loss.grad_fn)
@@ -120,7 +109,7 @@ def test_without_gradients_nothing_is_kept(backend):
     case = simple_case()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode(), Dispatched() as forward:
-            assert loss_of(case, leaves_of(case)).grad_fn is None
+            assert case.loss(case.leaves(), backend).grad_fn is None
         assert "cgc_kernels.cgc.default" in forward.names
 
 
@@ -140,17 +129,17 @@ def test_fake_tensors(backend):
 def test_make_fx_records_the_registered_operators(backend):
     """What it records can be differentiated, too."""
     case = simple_case()
-    leaves = leaves_of(case)
+    leaves = case.leaves()
 
     def grads(features, gradients):
-        return torch.autograd.grad(loss_of(case, [features, gradients, *leaves[2:]]), (features, gradients))
+        return torch.autograd.grad(case.loss([features, gradients, *leaves[2:]], backend), (features, gradients))
 
     traced = make_fx(grads)(*leaves[:2])
     targets = {str(node.target) for node in traced.graph.nodes}
     assert {"cgc_kernels.cgc.default", "cgc_kernels.cgc_backward.default"} <= targets
     for one, other in zip(traced(*leaves[:2]), grads(*leaves[:2]), strict=True):
         assert_same_bits(one, other)
-    forward = make_fx(lambda features: loss_of(case, [features, *leaves[1:]]))(leaves[0])
+    forward = make_fx(lambda features: case.loss([features, *leaves[1:]], backend))(leaves[0])
     assert_same_bits(torch.autograd.grad(forward(leaves[0]), leaves[0])[0], grads(*leaves[:2])[0])
 
 
@@ -160,11 +149,11 @@ def test_export(backend, strict):
 
     class Loss(torch.nn.Module):
         def forward(self, *views):
-            return loss_of(case, views)
+            return case.loss(views, backend)
 
     exported = torch.export.export(Loss(), case.views, strict=strict)
     assert "cgc_kernels.cgc.default" in [str(node.target) for node in exported.graph.nodes]
-    assert_same_bits(exported.module()(*case.views), loss_of(case, case.views))
+    assert_same_bits(exported.module()(*case.views), case.loss(case.views, backend))
 
 
 def test_vmap(backend):
@@ -174,15 +163,15 @@ def test_vmap(backend):
     crops = CropFlip(*map(torch.stack, zip(*(case.transform for case in several), strict=True)))
 
     def loss(views, crop):
-        return loss_of(several[0]._replace(transform=CropFlip(*crop)), views)
+        return several[0]._replace(transform=CropFlip(*crop)).loss(views, backend)
 
     losses = torch.vmap(loss)(views, tuple(crops))
     for found, case in zip(losses, several, strict=True):
-        assert_same_bits(found.detach(), loss_of(case, case.views))
+        assert_same_bits(found.detach(), case.loss(case.views, backend))
     grads = torch.autograd.grad(losses.sum(), views)
     for index, case in enumerate(several):
-        leaves = leaves_of(case)
-        expected = torch.autograd.grad(loss_of(case, leaves), leaves)
+        leaves = case.leaves()
+        expected = torch.autograd.grad(case.loss(leaves, backend), leaves)
         for name, grad, other in zip(VIEWS, grads, expected, strict=True):
             assert_same_bits(grad[index], other, name)
 
@@ -192,9 +181,9 @@ def test_transforms_that_differentiate_are_refused(backend):
     """torch.func asks for more than torch.library's formulas give: an error that says what serves instead."""
     case = simple_case()
     with pytest.raises(RuntimeError, match=r"torch.func .* use backend='torch' or backend='reference'"):
-        torch.func.grad(lambda f: loss_of(case, [f, *case.views[1:]]))(case.views[0])
+        torch.func.grad(lambda f: case.loss([f, *case.views[1:]], backend))(case.views[0])
     with pytest.raises(RuntimeError, match="reverse mode, got a forward-mode tangent"):
-        torch.func.jvp(lambda f: loss_of(case, [f, *case.views[1:]]), case.views[:1], case.views[:1])
+        torch.func.jvp(lambda f: case.loss([f, *case.views[1:]], backend), case.views[:1], case.views[:1])
 
 
 # ---- What is saved between forward and backward
@@ -203,15 +192,15 @@ def test_transforms_that_differentiate_are_refused(backend):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_saved_tensors_may_be_kept_elsewhere(backend, weighting):
     case = weighted(*WEIGHTINGS[weighting])
-    leaves, packed = leaves_of(case), []
-    expected = torch.autograd.grad(loss_of(case, leaves), leaves)
+    leaves, packed = case.leaves(), []
+    expected = torch.autograd.grad(case.loss(leaves, backend), leaves)
 
     def pack(tensor):
         packed.append(tensor)
         return tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.clone()):
-        loss = loss_of(case, leaves)
+        loss = case.loss(leaves, backend)
     assert {t.dtype for t in packed} == {torch.float64, torch.uint8, torch.int64, torch.bool}
     for name, grad, other in zip(VIEWS, torch.autograd.grad(loss, leaves), expected, strict=True):
         assert_same_bits(grad, other, name)
@@ -219,8 +208,8 @@ def test_saved_tensors_may_be_kept_elsewhere(backend, weighting):
 
 def test_the_graph_may_be_kept(backend):
     case = weighted(False, "gradcam")
-    leaves = leaves_of(case)
-    loss = loss_of(case, leaves)
+    leaves = case.leaves()
+    loss = case.loss(leaves, backend)
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     for name, one, other in zip(VIEWS, first, torch.autograd.grad(loss, leaves), strict=True):
         assert_same_bits(one, other, name)
@@ -231,9 +220,9 @@ def test_the_graph_may_be_kept(backend):
 @pytest.mark.parametrize("what", ["features", "crop"])
 def test_what_the_backward_reads_must_not_change(backend, what):
     case = copy.deepcopy(simple_case(objective="paper"))
-    leaves = leaves_of(case)
+    leaves = case.leaves()
     views = [leaf.clone() for leaf in leaves]
-    loss = loss_of(case, views)
+    loss = case.loss(views, backend)
     with torch.no_grad():
         (views[0] if what == "features" else case.transform.top).add_(1)
     with pytest.raises(RuntimeError, match="inplace"):
@@ -242,7 +231,7 @@ def test_what_the_backward_reads_must_not_change(backend, what):
 
 def test_gradient_of_any_stride(backend):
     """An expanded gradient of the heatmaps has stride 0."""
-    leaves = leaves_of(simple_case())[:2]
+    leaves = simple_case().leaves()[:2]
     heatmaps = gradcam(*leaves, backend=backend)
     expected = torch.autograd.grad(heatmaps, leaves, torch.full_like(heatmaps, 1.5), retain_graph=True)
     expanded = torch.tensor(1.5, dtype=torch.float64).expand_as(heatmaps)

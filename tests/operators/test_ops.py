@@ -14,6 +14,7 @@ from torch.library import opcheck
 from torch.utils._pytree import tree_map
 
 import cgc_kernels
+from cgc_kernels.ops.resample import transform_tensors
 from tests.support.cases import CPP, lay_out, poison, simple_case, with_inverse
 from tests.support.compare import assert_same_bits
 
@@ -21,7 +22,6 @@ from tests.support.compare import assert_same_bits
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 OPS = ("cam", "resample", "contrast", "cgc")
-WEIGHTINGS = ("pooled", "gradcam", "elementwise")
 NAMES = tuple(name for op in OPS for name in (op, f"{op}_backward"))
 needs_library = pytest.mark.skipif(CPP.marks[0].args[0], reason=CPP.marks[0].kwargs["reason"])
 SIZE = (9, 11)
@@ -33,11 +33,6 @@ def op(name):
 
 def differentiable(*tensors):
     return [t.detach().requires_grad_() for t in tensors]
-
-
-def tensors_of(case):
-    transform = with_inverse(case.transform)
-    return [transform] if isinstance(transform, torch.Tensor) else list(transform)
 
 
 # ---- A stage's operators, forward and backward, of any namespace and device: op(name) gives them
@@ -141,7 +136,7 @@ RESAMPLES = [
 def resample_arguments(transform, objective, dtype):
     case = simple_case(transform=transform)
     maps = torch.rand(2, 3, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return list(maps), (tensors_of(case), *SIZE, 1e-8, objective)
+    return list(maps), (transform_tensors(with_inverse(case.transform)), *SIZE, 1e-8, objective)
 
 
 @needs_library
@@ -174,7 +169,7 @@ CGCS = [
 def cgc_arguments(weighting, transform, objective, layout, dtypes):
     case = simple_case(pooled=weighting == "pooled", transform=transform).to(*dtypes)
     settings = (*SIZE, 0.5, weighting == "elementwise", objective, 0.7, 1e-8)
-    return [lay_out(v, layout) for v in case.views], tensors_of(case), settings
+    return [lay_out(v, layout) for v in case.views], transform_tensors(with_inverse(case.transform)), settings
 
 
 @needs_library
@@ -365,6 +360,7 @@ class TestGuards:
 PURE = """
 import io, json, sys, torch
 import cgc_kernels
+from cgc_kernels.ops.resample import transform_tensors
 from torch._subclasses import FakeTensorMode
 
 found = {"file": cgc_kernels.__file__, "info": cgc_kernels.info()}

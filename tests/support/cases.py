@@ -31,6 +31,8 @@ KINDS = ("ordinary", "ordinary", "dead", "near_dead", "one_pixel", "equal")
 CROPS = ("any", "any", "pixel", "full", "border", "row", "column")
 WARPS = ("affine", "affine", "mirror", "identity", "blind", "homography", "horizon")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed")
+# Name -> (whether the gradients come pooled, what the call says).
+WEIGHTINGS = {"pooled": (True, "gradcam"), "gradcam": (False, "gradcam"), "elementwise": (False, "elementwise")}
 
 # 200 examples for each property and backend, the same ones in every run.
 examples = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -48,11 +50,19 @@ class Case(NamedTuple):
         dtypes = (dtype, gradients or dtype) * 2
         return self._replace(views=tuple(v.to(d) for v, d in zip(self.views, dtypes, strict=True)))
 
+    def leaves(self, wanted=(True, True, True, True)) -> list[torch.Tensor]:
+        """The views as leaves of a graph of their own; those wanted require gradients."""
+        return [v.detach().requires_grad_(want) for v, want in zip(self.views, wanted, strict=True)]
+
+    def loss(self, leaves, backend: str, **options) -> torch.Tensor:
+        """The call, with other views; options: more arguments of it."""
+        return cgc_loss(leaves[:2], leaves[2:], self.transform, backend=backend, **self.settings, **options)
+
 
 def evaluate(case: Case, backend: str, wanted=(True, True, True, True)) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss, and its gradient with respect to the wanted ones of VIEWS."""
-    leaves = [v.detach().requires_grad_(want) for v, want in zip(case.views, wanted, strict=True)]
-    loss = cgc_loss(leaves[:2], leaves[2:], case.transform, backend=backend, **case.settings)
+    leaves = case.leaves(wanted)
+    loss = case.loss(leaves, backend)
     names = [name for name, want in zip(VIEWS, wanted, strict=True) if want]
     grads = torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad]) if names else ()
     return loss.detach(), dict(zip(names, grads, strict=True))

@@ -12,20 +12,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import bench_cam, bench_cgc, bench_contrast, bench_resample, harness, memory, peers, report
-from bench.cases import Case, random_crop, view
 from bench.floor import Floor, FloorUnavailable, Traffic, library
 from bench.problems import build
+from bench.workloads import Workload, random_crop, view
 from cgc_kernels import CropFlip, cgc_loss
 from tests.support import ROOT
 
 DATA = ROOT / "tests" / "loss" / "golden"
 EAGER_PEERS = ("literal", "grid_sample", "vectorised")
-DEFAULT_CASES = (*bench_cgc.DEFAULT, *bench_cam.DEFAULT, *bench_resample.DEFAULT, *bench_contrast.DEFAULT)
+DEFAULT_WORKLOADS = (*bench_cgc.DEFAULT, *bench_cam.DEFAULT, *bench_resample.DEFAULT, *bench_contrast.DEFAULT)
 NAMES = ("features", "gradients", "aug_features", "aug_gradients")
 
 
-def small(case):
-    return replace(case, shape=(5, 6, 4, 3), image_size=20)
+def small(workload):
+    return replace(workload, shape=(5, 6, 4, 3), image_size=20)
 
 
 def relative_error(result, expected):
@@ -62,8 +62,8 @@ def test_peers_give_the_released_codes_numbers(name, path):
 @pytest.mark.parametrize("weighting", ["elementwise", "gradcam", "pooled"])
 @pytest.mark.parametrize("name", EAGER_PEERS)
 def test_peers_agree_with_the_reference(name, weighting, objective):
-    case = Case("cgc", weighting, layout="channels_last", dtype="float64", shape=(5, 6, 4, 3))
-    leaves = [*view(case, 0), *view(case, 1)]
+    workload = Workload("cgc", weighting, layout="channels_last", dtype="float64", shape=(5, 6, 4, 3))
+    leaves = [*view(workload, 0), *view(workload, 1)]
     crop = random_crop(5, 18)
     options = {"weighting": weighting.replace("pooled", "gradcam"), "objective": objective, "image_size": (24, 18)}
     expected = cgc_loss(leaves[:2], leaves[2:], crop, **options, backend="reference")
@@ -89,20 +89,20 @@ def test_peers_make_their_tables_on_the_device_of_their_inputs(name, weighting):
 @pytest.mark.slow
 @pytest.mark.skipif(peers.no_compiler() is not None, reason=str(peers.no_compiler()))
 def test_compiled_peer_agrees_with_the_reference():
-    harness.Field(build(small(Case("cgc"))), ("compiled",))
+    harness.Field(build(small(Workload("cgc"))), ("compiled",))
 
 
-@pytest.mark.parametrize("case", dict.fromkeys(map(small, DEFAULT_CASES)), ids=str)
-def test_every_case_is_measured_against_peers_that_agree(case, monkeypatch):
+@pytest.mark.parametrize("workload", dict.fromkeys(map(small, DEFAULT_WORKLOADS)), ids=str)
+def test_every_case_is_measured_against_peers_that_agree(workload, monkeypatch):
     monkeypatch.setattr(memory, "measure", lambda *_: 0)
-    field = harness.Field(build(case), EAGER_PEERS)
-    figures = harness.measure(harness.Entry(field, "torch"), rounds=2)
+    field = harness.Field(build(workload), EAGER_PEERS)
+    figures = harness.measure(harness.BackendTimer(field, "torch"), rounds=2)
     assert set(field.peers) == {"vectorised", "literal", "grid_sample"} & set(field.problem.peers)
-    assert str(case) in report.table([figures])
+    assert str(workload) in report.table([figures])
 
 
 def test_a_wrong_peer_is_never_timed():
-    problem = build(small(Case("cgc")))
+    problem = build(small(Workload("cgc")))
     right = problem.peers["vectorised"]()
     problem.peers["wrong"] = lambda: lambda: tuple(result * 1.001 for result in right())
     with pytest.raises(AssertionError, match=r"wrong in .*result 0"):
@@ -127,17 +127,19 @@ def test_figures_are_paired_within_rounds(monkeypatch):
 
         return step
 
-    problem = build(small(Case("cgc")))
+    problem = build(small(Workload("cgc")))
     problem.truth = takes(0)
-    problem.entry, problem.peers = lambda backend: takes(2.0), {"slow": lambda: takes(6.0), "fast": lambda: takes(3.0)}
+    problem.backend = lambda name: takes(2.0)
+    problem.peers = {"slow": lambda: takes(6.0), "fast": lambda: takes(3.0)}
     monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(harness, "agree", lambda *_: None)
     monkeypatch.setattr(memory, "measure", lambda *_: 123)
     monkeypatch.setattr(harness, "Floor", lambda _: type("", (), {"seconds": lambda _: now[0] * 1.0})())
-    around = harness.Entry.around
-    monkeypatch.setattr(harness.Entry, "around", lambda entry: (now.__setitem__(0, next(slowness)), around(entry)))
+    timers = harness.BackendTimer
+    around = timers.around
+    monkeypatch.setattr(timers, "around", lambda timer: (now.__setitem__(0, next(slowness)), around(timer)))
 
-    figures = harness.measure(harness.Entry(harness.Field(problem, ("slow", "fast")), "torch"), rounds=3)
+    figures = harness.measure(timers(harness.Field(problem, ("slow", "fast")), "torch"), rounds=3)
     assert figures["milliseconds"] == pytest.approx({"p20": 2000, "p50": 2000, "p80": 12800})
     assert figures["peer_over_time"]["slow"] == pytest.approx({"p20": 3, "p50": 3, "p80": 3})
     assert figures["peer_over_time"]["fast"]["p50"] == pytest.approx(1.5)
@@ -153,8 +155,10 @@ def test_figures_are_paired_within_rounds(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_traffic_is_the_floor_of_the_mathematics(weighting, forward, backward, dtype):
     """Feature tensors moved each way, both views; what is [B, C]-sized is counted too, and small."""
-    case = Case("cgc", weighting, dtype=dtype, shape=(2, 64, 7, 7))
-    moved = {way: build(replace(case, backward=way)).traffic.total / case.feature_bytes for way in (False, True)}
+    workload = Workload("cgc", weighting, dtype=dtype, shape=(2, 64, 7, 7))
+    moved = {
+        way: build(replace(workload, backward=way)).traffic.total / workload.feature_bytes for way in (False, True)
+    }
     assert moved[False] == pytest.approx(forward, rel=0.03)
     assert moved[True] - moved[False] == pytest.approx(backward, rel=0.03)
 
@@ -191,12 +195,14 @@ def test_peak_memory_counts_temporaries_and_neither_inputs_nor_results(blocks):
 
 
 def test_memory_is_measured_in_a_fresh_process():
-    assert 0 <= (memory.measure(small(Case("cgc")), "torch", 1) or 0) < 16 << 20
+    assert 0 <= (memory.measure(small(Workload("cgc")), "torch", 1) or 0) < 16 << 20
 
 
-def test_no_two_cases_share_a_name():
-    cases = {case for module in (bench_cam, bench_cgc, bench_contrast, bench_resample) for case in module.EXHAUSTIVE}
-    assert len({str(case) for case in cases}) == len(cases)
+def test_no_two_workloads_share_a_name():
+    workloads = {
+        workload for module in (bench_cam, bench_cgc, bench_contrast, bench_resample) for workload in module.EXHAUSTIVE
+    }
+    assert len({str(workload) for workload in workloads}) == len(workloads)
 
 
 # What pytest-benchmark 5.2 does at its start when xdist runs the tests.

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bench import device_time, gpu, peers
-from bench.cases import Case
 from bench.device_time import Activity
+from bench.workloads import Workload
 
 
 def small(weighting="pooled", dtype="float32"):
-    return Case("cgc", weighting, shape=(4, 16, 5, 4), dtype=dtype, image_size=12)
+    return Workload("cgc", weighting, shape=(4, 16, 5, 4), dtype=dtype, image_size=12)
 
 
 @pytest.mark.skipif(peers.no_compiler() is not None, reason=str(peers.no_compiler()))
@@ -46,30 +46,30 @@ def test_a_candidate_that_fails_hides_no_other(monkeypatch):
     assert figures.failures["literal"] == "RuntimeError: out of luck"
     assert figures.failures["vectorised"].startswith("AssertionError: vectorised, result 0")
     assert "| torch |" in gpu.rows(figures)[0]
-    assert f"- {figures.case}, literal: FAILED, RuntimeError: out of luck" in gpu.notes([figures], 1)
+    assert f"- {figures.workload}, literal: FAILED, RuntimeError: out of luck" in gpu.notes([figures], 1)
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["as it is", "without a profiler"])
 def test_a_case_that_fails_hides_no_other(monkeypatch, capsys, broken):
-    """All of it, but on the CPU: the second case is refused, the third measured."""
-    cases = [small(), replace(small(), image_size=0), small("elementwise")]
+    """All of it, but on the CPU: the second workload is refused, the third measured."""
+    workloads = [small(), replace(small(), image_size=0), small("elementwise")]
     if broken:
         monkeypatch.setattr(device_time, "rounds", lambda *_: {}[0])
-    monkeypatch.setattr(gpu, "CASES", cases)
-    monkeypatch.setattr(gpu, "candidates", lambda case: ("torch",))
+    monkeypatch.setattr(gpu, "WORKLOADS", workloads)
+    monkeypatch.setattr(gpu, "candidates", lambda workload: ("torch",))
     figures = gpu.show(2, "cpu")
     assert [set(f.failures) for f in figures] == ([{"all"}] * 3 if broken else [set(), {"all"}, set()])
     said = capsys.readouterr().out.splitlines()
     assert len([line for line in said if "| torch |" in line]) == (0 if broken else 2)
     failed = [line for line in said if "FAILED" in line]
     assert len(failed) == (3 if broken else 1)
-    assert f"- {cases[1]}, all: FAILED, " in failed[1 if broken else 0]
+    assert f"- {workloads[1]}, all: FAILED, " in failed[1 if broken else 0]
 
 
 def test_every_case_is_another_and_the_slow_peers_see_few():
-    assert len(set(gpu.CASES)) == len(gpu.CASES)
-    assert set(gpu.WITH_ALL_PEERS) < set(gpu.CASES)
-    first, last = (set(gpu.candidates(case)) & set(gpu.PEERS) for case in (gpu.CASES[0], gpu.CASES[-1]))
+    assert len(set(gpu.WORKLOADS)) == len(gpu.WORKLOADS)
+    assert set(gpu.WITH_ALL_PEERS) < set(gpu.WORKLOADS)
+    first, last = (set(gpu.candidates(workload)) & set(gpu.PEERS) for workload in (gpu.WORKLOADS[0], gpu.WORKLOADS[-1]))
     assert (first, last) == (set(gpu.PEERS), {"vectorised"})
 
 
@@ -191,9 +191,9 @@ def test_host_times_are_medians_of_each_half(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the profiler's own
 def test_the_gpu_benchmark_on_a_gpu():
-    case = Case("cgc", "elementwise", "channels_last", shape=(8, 64, 7, 7))
-    names = [name for name in gpu.candidates(case) if name != "compiled"]
-    figures = gpu.measure(case, "cuda", 3, names)
+    workload = Workload("cgc", "elementwise", "channels_last", shape=(8, 64, 7, 7))
+    names = [name for name in gpu.candidates(workload) if name != "compiled"]
+    figures = gpu.measure(workload, "cuda", 3, names)
     assert figures.failures == {}
     assert all(len(times) == 3 and min(times) > 0 for times in figures.seconds.values())
     assert 1e10 < figures.bandwidth() < 2e13  # bytes a second, whatever else runs on the device

@@ -1,9 +1,10 @@
 """The loss as fused C++ kernels on the CPU (csrc/cpu), through the operators of :mod:`cgc_kernels.ops`."""
 
 from ... import ops
+from ...ops import installation
 from ..backend import Backend
 
-_REASON = ops.unavailable("cpp")
+_REASON = installation.unavailable("cpp")
 
 
 def missing(index: int | None) -> str | None:

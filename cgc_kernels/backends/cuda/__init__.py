@@ -9,6 +9,7 @@ import re
 import torch
 
 from ... import ops
+from ...ops import installation
 from ...tracing import constant_result
 from ..backend import LARGEST_SIDE, Backend
 
@@ -16,7 +17,7 @@ from ..backend import LARGEST_SIDE, Backend
 @constant_result
 def missing(index: int | None) -> str | None:
     """Why the kernels cannot serve CUDA device `index` (None: the current one), with the remedy; None if they can."""
-    reason = ops.unavailable("cuda")
+    reason = installation.unavailable("cuda")
     if reason is None and index is None and torch.cuda.is_available():
         index = torch.cuda.current_device()
     return reason if reason is not None or index is None else _unfit(index)
@@ -26,7 +27,7 @@ def missing(index: int | None) -> str | None:
 def _unfit(index: int) -> str | None:
     if not torch.cuda.is_available():
         return None
-    return unfit(index, torch.cuda.get_device_capability(index), ops.architectures())
+    return unfit(index, torch.cuda.get_device_capability(index), installation.architectures())
 
 
 def unfit(index: int, capability: tuple[int, int], built: list[str]) -> str | None:

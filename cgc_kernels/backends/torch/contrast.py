@@ -49,7 +49,7 @@ def gradients(
 
     A similarity's weight is its probability among the logits of its row, times grad_loss / (temperature B).
     """
-    batch, own = len(rows), slice(first, first + count)
+    batch, share = len(rows), slice(first, first + count)
     scale = 1 / (temperature * batch)
     offsets = torch.add(row_losses, positives, alpha=1 / temperature)
 
@@ -63,15 +63,15 @@ def gradients(
         nonlocal grad_keys
         given = weights(begin, end, keys)
         given.diagonal(begin).zero_()
-        grad_keys = _add_product(grad_keys, given[:, own].T, rows[begin:end], scale)
+        grad_keys = _add_product(grad_keys, given[:, share].T, rows[begin:end], scale)
         grad_rows = torch.addmm(rows[begin:end], given, keys, beta=0, alpha=scale, out=out)
         return grad_rows, torch.sum(given, dim=1, out=out_positives).mul_(-scale)
 
     blocks = _blocks(rows, first, first + count, batch)
-    grad_rows, grad_positives = _by_blocks(block, blocks, rows[own], positives[own])
+    grad_rows, grad_positives = _by_blocks(block, blocks, rows[share], positives[share])
     for others in ((0, first), (first + count, batch)):
         for begin, end in _blocks(rows, *others, count):
-            grad_keys = _add_product(grad_keys, weights(begin, end, keys[own]).T, rows[begin:end], scale)
+            grad_keys = _add_product(grad_keys, weights(begin, end, keys[share]).T, rows[begin:end], scale)
     return grad_rows, grad_keys, grad_positives
 
 

@@ -9,8 +9,8 @@ import torch
 from ...options import NEAR_DEAD_SUM
 from ...transforms import CropFlip
 from .function import apply
-from .geometry import crop_products, dot, grid, sandwich
-from .warp import warp
+from .resample_geometry import crop_products, dot, grid, sandwich
+from .resample_warp import warp
 
 
 def resample(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ...ops import Namespace, define
+from ...ops import Namespace, backend_functions
 from ...tracing import constant_result
 from ..backend import LARGEST_SIDE, Backend
 
@@ -81,6 +81,8 @@ def _kernel(stage, name):
 
 
 _NAMESPACE = Namespace("cgc_kernels_triton")
-_STAGES = define(_NAMESPACE)
+_FUNCTIONS = backend_functions(_NAMESPACE)
 _implement(_NAMESPACE)
-BACKEND = Backend("triton", **_STAGES._asdict(), device_types=_DEVICE_TYPES, largest_side=LARGEST_SIDE, missing=missing)
+BACKEND = Backend(
+    "triton", **_FUNCTIONS._asdict(), device_types=_DEVICE_TYPES, largest_side=LARGEST_SIDE, missing=missing
+)

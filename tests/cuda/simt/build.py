@@ -75,11 +75,12 @@ def build(
     """Library of one CUDA source and the emulator, compiled if no earlier call has made it.
 
     source: a .cu file, relative to the repository or absolute, with `extern "C"` launchers. flavour: see above.
-    defines: macros, "NAME" or "NAME=value". include: folders searched before csrc/cuda, csrc/common and csrc.
+    defines: macros, "NAME" or "NAME=value". include: folders searched before csrc/cuda, csrc/common and csrc, but after
+        this one, whose simt.h takes the place of csrc's.
     portable: switch threads without assembly, as on processors other than x86-64.
     """
     source = ROOT / source
-    folders = [source.parent, *include, *(ROOT / "csrc" / name for name in ("cuda", "common", "")), HERE]
+    folders = [HERE, source.parent, *include, *(ROOT / "csrc" / name for name in ("cuda", "common", ""))]
     command = [
         *(compiler(), *CXXFLAGS, *FLAVOURS[flavour], *(f"-D{each}" for each in defines)),
         *(f"-I{ROOT / each}" for each in folders),

@@ -1,7 +1,7 @@
 // Kernels that test the emulator. Each FAULT_ macro plants one fault of the kind that it must find.
 #pragma once
 
-#include "simt.h"
+#include <simt.h>
 
 namespace samples {
 

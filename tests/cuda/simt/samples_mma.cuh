@@ -1,7 +1,7 @@
 // Products of small matrices by mma.sync.
 #pragma once
 
-#include "simt.h"
+#include <simt.h>
 
 namespace samples {
 

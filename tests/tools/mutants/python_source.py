@@ -213,9 +213,9 @@ class _Function:
     def of_Name(self, node, parent):
         if not isinstance(node.ctx, ast.Load):
             return
-        here = self.start(node)
+        position = self.start(node)
         for other in siblings(node.id):
-            if self.known.get(other, here) < here:
+            if self.known.get(other, position) < position:
                 yield self.replace("sibling", node, other)
         for other in strides_like(node.id, self.known):
             yield self.replace("stride", node, other)

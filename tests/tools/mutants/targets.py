@@ -28,7 +28,7 @@ class Target:
     def stage(self, file: str) -> str:
         """The stage whose tests judge a file first."""
         stem = Path(file).stem
-        return SERVES.get(stem, stem)
+        return SERVES.get(stem, stem.partition("_")[0])
 
     def mutants(self, root: Path) -> list[Mutant]:
         files = sorted({path for pattern in self.sources for path in root.glob(pattern)})
@@ -40,11 +40,9 @@ class Target:
 
 
 BUILD = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
-# The stage that a file serves, if not that of its own name.
+# The stage that a file serves, if not the one that its name begins with.
 SERVES = {
-    "taps": "resample",
-    "columns": "cgc",
-    "crop": "resample",
+    "resample_columns": "cgc",
     "tensors": "ops",
     "geometry": "resample",
     "gradients": "resample",
@@ -57,7 +55,8 @@ BINARIES = ("cgc_kernels/*.so", "cgc_kernels/_build.json", "build/**/*")
 
 # What kernels of both devices include; the operators themselves, in operators/, are the host's.
 SHARED_FORMULAS = tuple(
-    f"csrc/common/{name}.h" for name in ("columns", "crop", "gradients", "loss", "platform", "taps")
+    f"csrc/common/{name}.h"
+    for name in ("gradients", "loss", "platform", "resample_columns", "resample_crop", "resample_taps")
 )
 
 TARGETS = {

@@ -10,7 +10,18 @@ from cgc_kernels import CropFlip, cgc_loss
 from cgc_kernels.backends.triton.kernels import launch
 from tests.loss import test_cgc, test_golden
 from tests.operators import test_host_path, test_ops
-from tests.support.cases import KINDS, VIEWS, assert_same_loss, cases, crop_flip, evaluate, lay_out, poison, simple_case
+from tests.support.cases import (
+    KINDS,
+    VIEWS,
+    WEIGHTINGS,
+    assert_same_loss,
+    cases,
+    crop_flip,
+    evaluate,
+    lay_out,
+    poison,
+    simple_case,
+)
 from tests.support.compare import assert_close, assert_low_precision, assert_same_bits
 from tests.triton.interpreter import counting, program_order, without_races
 
@@ -139,7 +150,7 @@ LAWS = [
     *[(test_cgc.test_a_warp_that_sees_nothing, (objective,)) for objective in test_cgc.OBJECTIVES],
     *[(test_cgc.test_infinity_is_never_a_finite_loss_by_accident, (o,)) for o in test_cgc.OBJECTIVES],
     *[(test_cgc.test_consistency_adds_exactly_its_term, (objective,)) for objective in test_cgc.OBJECTIVES],
-    *[(test_cgc.test_every_output_is_written, a) for a in zip(test_cgc.OBJECTIVES, test_ops.WEIGHTINGS, strict=True)],
+    *[(test_cgc.test_every_output_is_written, a) for a in zip(test_cgc.OBJECTIVES, WEIGHTINGS, strict=True)],
     *[(test_cgc.test_eps_does_not_vanish_in_16_bits, (dtype,)) for dtype in (torch.bfloat16, torch.float16)],
     (test_cgc.test_mean_square_is_two_minus_two_cosines, ()),
     (test_cgc.test_the_stages_make_the_whole, ()),
@@ -299,7 +310,7 @@ def test_opcheck(given):
     test_ops.check_cgc(op, given)
 
 
-@pytest.mark.parametrize("weighting", test_host_path.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("objective", test_cgc.OBJECTIVES)
 def test_eager_equals_the_operator(objective, weighting):
     arguments = ("triton", weighting, objective, torch.float32, "cgc_kernels_triton")

@@ -163,14 +163,14 @@ class Features(NamedTuple):
     device: torch.device
 
 
-def features_of(features: torch.Tensor, aug_features: torch.Tensor | None = None) -> Features:
+def describe(features: torch.Tensor, aug_features: torch.Tensor | None = None) -> Features:
     """For the features of one view or of both."""
     second = features if aug_features is None else aug_features
     layouts = (not features.is_contiguous()) + 2 * (not second.is_contiguous())
     return Features(1 + (aug_features is not None), features.shape, features.dtype, layouts, features.device)
 
 
-def weighting_of(gradients: torch.Tensor, elementwise: bool) -> int:
+def weighting_number(gradients: torch.Tensor, elementwise: bool) -> int:
     """POOLED, MEAN or ELEMENTWISE, as a number."""
     kind = POOLED if gradients.dim() == 2 else ELEMENTWISE if elementwise else MEAN
     return kind.value
@@ -209,7 +209,7 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, elementwise: bool) -> t
     batch, channels, height, width = features.shape
     dtype, given = accumulation_dtype(features), (features, gradients)
     weights = features.new_empty((batch, channels) if pools(gradients, elementwise) else (0,), dtype=dtype)
-    launch = _forward(kind(*given), features_of(features), weighting_of(gradients, elementwise))
+    launch = _forward(kind(*given), describe(features), weighting_number(gradients, elementwise))
     sums = features.new_empty((batch, launch.grid[1], height, width), dtype=dtype)
     launch(*given, *given, sums, weights)
     return sums.sum(dim=1).relu_(), weights
@@ -219,6 +219,6 @@ def cam_backward(grad_heatmaps, heatmaps, features, gradients, need_features, ne
     """Kernel of operator cam_backward."""
     given, needs = (grad_heatmaps, heatmaps, features, gradients), need_features + 2 * need_gradients
     grads = wanted(features, need_features), wanted(gradients, need_gradients)
-    launch = _backward(kind(*given), features_of(features), weighting_of(gradients, True), needs)
+    launch = _backward(kind(*given), describe(features), weighting_number(gradients, True), needs)
     launch(*given, *given[2:], *grads, *grads)
     return grads

@@ -69,8 +69,8 @@ def cgc(
 ):  # fmt: skip
     """Kernel of operator cgc."""
     views = features, gradients, aug_features, aug_gradients
-    settings = resample.strides_of(transform), (height, width), objective
-    of, weighting = cam.features_of(features, aug_features), cam.weighting_of(gradients, elementwise)
+    settings = resample.crop_strides(transform), (height, width), objective
+    of, weighting = cam.describe(features, aug_features), cam.weighting_number(gradients, elementwise)
     chain = _forward(kind(*views, *transform), of, weighting, *settings)
     loss = features.new_empty((), dtype=chain.dtype)
     saved = features.new_empty(chain.saved.bytes, dtype=torch.uint8)
@@ -94,8 +94,8 @@ def cgc_backward(
 ):  # fmt: skip
     """Kernel of operator cgc_backward."""
     views = features, gradients, aug_features, aug_gradients
-    settings = resample.strides_of(transform), (height, width), objective, needs, len(saved)
-    of, weighting = cam.features_of(features, aug_features), cam.weighting_of(gradients, True)
+    settings = resample.crop_strides(transform), (height, width), objective, needs, len(saved)
+    of, weighting = cam.describe(features, aug_features), cam.weighting_number(gradients, True)
     chain = _backward(kind(*views, *transform, saved, grad_loss), of, weighting, *settings)
     grads = tuple([wanted(tensor, bool(needs >> i & 1)) for i, tensor in enumerate(views)])
     workspace = features.new_empty(chain.workspace.bytes, dtype=torch.uint8)

@@ -40,7 +40,7 @@ def hats(position, cell, size, unit):
 
 
 @triton.jit
-def unit_of(size, D: tl.constexpr):
+def position_unit(size, D: tl.constexpr):
     """1 / (2 size), [1]."""
     return (0.5 / (tl.zeros([1], tl.float64) + size)).to(D)
 
@@ -90,9 +90,9 @@ def axis_products(
     for first in range(0, size, STEP):
         pixel = first + tl.arange(0, STEP)[:, None]
         low, high, share = cropped(pixel, size, start, length, flip, unit, CELLS)
-        own = upsampled(pixel, size, CELLS)
-        at_low = hats(tl.where(crops, low, own), cell, size, unit)
-        at_high = hats(tl.where(crops, high, own), cell, size, unit)
+        augmented = upsampled(pixel, size, CELLS)
+        at_low = hats(tl.where(crops, low, augmented), cell, size, unit)
+        at_high = hats(tl.where(crops, high, augmented), cell, size, unit)
         v = tl.where(pixel < size, at_low + share * (at_high - at_low), 0)
         total += product(tl.trans(v), v, D)
     of_original, of_augmented = tl.split(tl.permute(tl.reshape(total, [2, PADDED, 2, PADDED]), (1, 3, 0, 2)))

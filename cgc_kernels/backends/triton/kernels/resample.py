@@ -9,9 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ....ops.resample import fake_rows
+from ....ops.resample import new_outputs
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
-from .geometry import cell_sums, crop_products, sandwich, unit_of, warped
+from .geometry import cell_sums, crop_products, position_unit, sandwich, warped
 from .launch import Launch, check_map, kind, padded, plans, resampling, triton_dtype
 
 RELEASED, PAPER, MSE = (tl.constexpr(i) for i in range(len(OBJECTIVES)))
@@ -104,8 +104,8 @@ def resample_kernel(
     Without STRIDES there is no crop, and `top` are the inverse matrices [B, 3, 3] of warps.
     """
     P: tl.constexpr = H * W
-    unit_h = unit_of(size_h, D)
-    unit_w = unit_of(size_w, D)
+    unit_h = position_unit(size_h, D)
+    unit_w = position_unit(size_w, D)
     sample = tl.program_id(0).to(tl.int64)
     if sample == 0:
         tl.store(counter, 0)
@@ -196,8 +196,8 @@ def resample_backward_kernel(
     if FUSED:
         aug_heatmaps += tl.num_programs(0).to(tl.int64) * P
         grad_aug_heatmaps += tl.num_programs(0).to(tl.int64) * P
-    unit_h = unit_of(size_h, D)
-    unit_w = unit_of(size_w, D)
+    unit_h = position_unit(size_h, D)
+    unit_w = position_unit(size_w, D)
     sample = tl.program_id(0).to(tl.int64)
     share = shares(size_h, size_w, unit_h, unit_w, H, W, H2, W2, D)
     if not (FUSED and OBJECTIVE == RELEASED):
@@ -265,7 +265,7 @@ def resample_backward_kernel(
     tl.store(target, grad.to(grad_heatmaps.dtype.element_ty), mask=inside)
 
 
-def strides_of(transform: list[torch.Tensor]) -> tuple[int, ...] | None:
+def crop_strides(transform: list[torch.Tensor]) -> tuple[int, ...] | None:
     """Of the fields of a crop; None for matrices."""
     return None if len(transform) == 1 else tuple([field.stride(0) for field in transform])
 
@@ -302,9 +302,9 @@ _forward, _backward = plans(forward_launch), plans(backward_launch)
 def resample(heatmaps, aug_heatmaps, transform, height, width, eps, objective):
     """Kernel of operator resample."""
     batch, *side = heatmaps.shape
-    outputs = fake_rows(heatmaps, objective)
+    outputs = new_outputs(heatmaps, objective)
     counter = heatmaps.new_empty(1, dtype=torch.int32)
-    settings = batch, tuple(side), (height, width), strides_of(transform), objective, heatmaps.dtype
+    settings = batch, tuple(side), (height, width), crop_strides(transform), objective, heatmaps.dtype
     launch = _forward(kind(heatmaps, aug_heatmaps, *transform), *settings)
     launch(heatmaps, aug_heatmaps, heatmaps, *pointers(transform), *outputs, counter, eps)
     return outputs
@@ -319,7 +319,7 @@ def resample_backward(
     grads = torch.empty_like(heatmaps), torch.empty_like(aug_heatmaps)
     upstream, maps = (grad_rows, grad_keys, grad_positives), (heatmaps, aug_heatmaps)
     saved = rows, keys, positives, state
-    settings = batch, tuple(side), (height, width), strides_of(transform), objective, heatmaps.dtype
+    settings = batch, tuple(side), (height, width), crop_strides(transform), objective, heatmaps.dtype
     launch = _backward(kind(*upstream, *maps, *transform, *saved), *settings)
     launch(*upstream, grad_positives, *maps, *pointers(transform), *saved, *grads, eps, 0.0)
     return grads

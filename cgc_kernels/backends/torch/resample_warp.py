@@ -4,7 +4,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .chunks import samples
-from .geometry import sandwich
+from .resample_geometry import sandwich
 
 # Elements of one chunk of fine maps.
 CHUNK_ELEMENTS = 1 << 20

@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "axis.h"
 #include "dtypes.h"
+#include "resample_axis.h"
 
 namespace cgc::CGC_ISA {
 

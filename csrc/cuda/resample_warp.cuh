@@ -1,7 +1,7 @@
 // Warps by a 3 x 3 matrix: a sweep over the pixels of the view, in double (docs/mathematics.md, section 3).
 #pragma once
 
-#include "../common/taps.h"
+#include "../common/resample_taps.h"
 #include "resample.cuh"
 
 namespace cgc::CGC_ISA {

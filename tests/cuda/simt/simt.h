@@ -1,4 +1,4 @@
-// A CUDA device on one CPU thread, for g++: what <cuda_runtime.h> and simt.h give a kernel under nvcc.
+// A CUDA device on one CPU thread, for g++: what <cuda_runtime.h> and csrc/cuda/simt.h give a kernel under nvcc.
 //
 // Every CUDA thread is a fiber. Barriers and shuffles switch fibers, so that any order of threads can be played, again
 // and again from one seed. NVIDIA's own headers convert bfloat16 and float16.

@@ -9,12 +9,14 @@ from torch import Tensor
 from cgc_kernels import CropFlip
 
 BACKENDS = ("torch", "cpp")
+WEIGHTINGS = ("elementwise", "pooled", "gradcam")
+LAYOUTS = ("contiguous", "channels_last")
 STAGES = ("cgc", "cam", "resample", "contrast")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Case:
+class Workload:
     """One stage on inputs of one kind. weighting: "gradcam", "elementwise" or "pooled" (gradients [B, C])."""
 
     stage: str
@@ -39,29 +41,29 @@ class Case:
         return torch.Size(self.shape).numel() * _DTYPES[self.dtype].itemsize
 
 
-def grid(case: Case, **choices: tuple) -> list[Case]:
-    """`case` with every combination of the given values of its fields."""
-    return [replace(case, **dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
+def grid(workload: Workload, **choices: tuple) -> list[Workload]:
+    """`workload` with every combination of the given values of its fields."""
+    return [replace(workload, **dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
 
 
-def entries(cases: list[Case]) -> list[tuple[Case, str]]:
-    """(case, backend) for every backend, those of a case together; a case given twice counts once."""
-    return [(case, backend) for case in dict.fromkeys(cases) for backend in BACKENDS]
+def with_backends(workloads: list[Workload]) -> list[tuple[Workload, str]]:
+    """(workload, backend) for every backend, those of a workload together; a workload given twice counts once."""
+    return [(workload, backend) for workload in dict.fromkeys(workloads) for backend in BACKENDS]
 
 
-def view(case: Case, seed: int) -> tuple[Tensor, Tensor]:
+def view(workload: Workload, seed: int) -> tuple[Tensor, Tensor]:
     """Features as after a ReLU, and gradients of a logit: small, of both signs. Leaves that require grad."""
     generator = torch.Generator().manual_seed(seed)
-    batch, channels = case.shape[:2]
-    pooled = case.weighting == "pooled"
-    features = torch.randn(case.shape, generator=generator).relu_()
-    gradients = torch.randn((batch, channels) if pooled else case.shape, generator=generator) * 1e-3 + 1e-4
-    return tuple(_leaf(tensor, case) for tensor in (features, gradients))
+    batch, channels = workload.shape[:2]
+    pooled = workload.weighting == "pooled"
+    features = torch.randn(workload.shape, generator=generator).relu_()
+    gradients = torch.randn((batch, channels) if pooled else workload.shape, generator=generator) * 1e-3 + 1e-4
+    return tuple(_leaf(tensor, workload) for tensor in (features, gradients))
 
 
-def _leaf(tensor, case):
-    tensor = tensor.to(_DTYPES[case.dtype])
-    if case.layout == "channels_last" and tensor.dim() == 4:
+def _leaf(tensor, workload):
+    tensor = tensor.to(_DTYPES[workload.dtype])
+    if workload.layout == "channels_last" and tensor.dim() == 4:
         tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor.requires_grad_()
 
@@ -75,8 +77,8 @@ def random_crop(batch: int, size: int) -> CropFlip:
     return CropFlip(top, left, height, width, torch.rand(batch, generator=generator) < 0.5)
 
 
-def heatmaps(case: Case) -> list[Tensor]:
+def heatmaps(workload: Workload) -> list[Tensor]:
     """Heatmaps of both views, [B, H, W] each."""
-    batch, _, height, width = case.shape
+    batch, _, height, width = workload.shape
     maps = torch.rand(2, batch, height, width, generator=torch.Generator().manual_seed(4))
     return [m.clone().requires_grad_() for m in maps]

@@ -2,8 +2,8 @@
 // section 2), in double.
 #pragma once
 
-#include "../common/crop.h"
-#include "../common/taps.h"
+#include "../common/resample_crop.h"
+#include "../common/resample_taps.h"
 #include "executor.h"
 #include "vectors.h"
 

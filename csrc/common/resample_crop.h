@@ -2,8 +2,8 @@
 // (docs/mathematics.md, section 2).
 #pragma once
 
-#include "columns.h"
 #include "platform.h"
+#include "resample_columns.h"
 
 namespace cgc::CGC_ISA {
 
