@@ -9,6 +9,8 @@ from ctypes import c_bool, c_double, c_int32, c_int64, c_void_p
 
 import torch
 
+from cgc_kernels.options import MSE, contrasts
+
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -101,10 +103,10 @@ class Launchers:
         call = self._resample(heatmaps, transform, size_h, size_w, eps, objective)
         call.heatmaps, call.aug_heatmaps = _pointer(heatmaps), _pointer(aug_heatmaps)
         batch, height, width = heatmaps.shape
-        length = 0 if objective == 2 else height * width
+        length = height * width if contrasts(objective) else 0
         rows, keys = (self._new((batch, length), heatmaps.dtype, name) for name in ("rows", "keys"))
         positives = self._new((batch,), torch.float64, "positives")
-        state = self._new((batch, 3, height, width), torch.float64 if objective == 2 else heatmaps.dtype, "state")
+        state = self._new((batch, 3, height, width), torch.float64 if objective == MSE else heatmaps.dtype, "state")
         call.rows, call.keys, call.positives, call.state = map(_pointer, (rows, keys, positives, state))
         self._run("resample", call)
         return rows, keys, positives, state
@@ -248,8 +250,8 @@ class Saved:
 
     def __init__(self, features, gradients, elementwise, objective, memory=None):
         batch, channels, *side = features.shape
-        acc, mse = _acc(features), objective == 2
-        length = 0 if mse else side[0] * side[1]
+        acc = _acc(features)
+        length = side[0] * side[1] if contrasts(objective) else 0
         pools = gradients is None or (gradients.dim() == 4 and not elementwise)
         shapes = {
             "positives": ((batch,), torch.float64),
@@ -258,7 +260,7 @@ class Saved:
             "heatmaps": ((2, batch, *side), acc),
             "rows": ((batch, length), acc),
             "keys": ((batch, length), acc),
-            "state": ((batch, 3, *side), torch.float64 if mse else acc),
+            "state": ((batch, 3, *side), torch.float64 if objective == MSE else acc),
         }
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()]
         self.memory = torch.full((sum(sizes),), 255, dtype=torch.uint8) if memory is None else memory
