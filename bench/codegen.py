@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from cgc_kernels.backends.triton.kernels import cam, cgc, resample
 from cgc_kernels.backends.triton.kernels.launch import WARPS
+from cgc_kernels.options import OBJECTIVES
 
 from . import codegen_page, sass
 from .occupancy import occupancy
@@ -48,7 +49,6 @@ WEIGHTINGS = ("pooled", "gradcam", "elementwise")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Two maps for each tile: H * W odd, and a multiple of what a wide access takes.
 SIDES = ((7, 7), (8, 8), (9, 9), (14, 14), (31, 31), (32, 32))
-OBJECTIVES = ("released", "paper", "mse")
 MIXED = torch.bfloat16, torch.bfloat16
 COMPILER = f"triton {triton.__version__}"
 PREFACE = """# Machine code of the Triton kernels

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 
 WEIGHTINGS = ("gradcam", "elementwise")
+# Operators and kernels know an objective by its place here, which is that in csrc/common/calls.h.
 OBJECTIVES = ("released", "paper", "mse")
+RELEASED, PAPER, MSE = range(len(OBJECTIVES))
 
 # Below this sum of the fine map a heatmap is near-dead and its gradient is damped (docs/mathematics.md).
 NEAR_DEAD_SUM = 1e-3
@@ -20,6 +22,11 @@ class Options(NamedTuple):
     objective: str  # one of OBJECTIVES
     consistency: float  # weight of mean(1 - positive), >= 0
     eps: float  # > 0
+
+
+def contrasts(objective: int) -> bool:
+    """Whether it has negatives, and so rows and keys for stage contrast; if not it is a mean over the positives."""
+    return objective != MSE
 
 
 def accumulation_dtype(features: torch.Tensor) -> torch.dtype:

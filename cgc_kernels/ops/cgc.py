@@ -2,11 +2,11 @@
 
 import torch
 
-from ..options import OBJECTIVES, Options, accumulation_dtype
+from ..options import MSE, OBJECTIVES, Options, accumulation_dtype, contrasts
 from ..transforms import CropFlip
 from .cam import pools, prepare, spread, wanted
 from .library import StageOperators
-from .resample import MSE, STATE_MAPS, transform_tensors
+from .resample import STATE_MAPS, transform_tensors
 
 
 def cgc(
@@ -33,14 +33,15 @@ def saved_bytes(features: torch.Tensor, pooled: bool, objective: int) -> tuple[i
     """Bytes of the parts of `saved`, in their order: what the backward needs beside the inputs, without padding.
 
     positives [B] and row_losses [B], float64; weights [2, B, C], only where `pooled`; heatmaps [2, B, H * W]; rows and
-    keys, [B, H * W], none for mse; state [B, 3, H * W], float64 for mse. All others are of the accumulators' dtype.
-    The same in csrc/common/operators/cgc.h.
+    keys, [B, H * W], if the objective contrasts them; state [B, 3, H * W], float64 for mse. All others are of the
+    accumulators' dtype. The same in csrc/common/operators/cgc.h.
     """
     batch, channels, height, width = features.shape
     item = accumulation_dtype(features).itemsize
     maps = batch * height * width * item
     weights = 2 * batch * channels * item if pooled else 0
-    rows, state = (0, maps * 8 // item) if objective == MSE else (maps, maps)
+    rows = maps if contrasts(objective) else 0
+    state = maps * 8 // item if objective == MSE else maps
     return 8 * batch, 8 * batch, weights, 2 * maps, rows, rows, STATE_MAPS * state
 
 

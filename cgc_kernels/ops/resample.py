@@ -2,13 +2,12 @@
 
 import torch
 
-from ..options import OBJECTIVES
+from ..options import MSE, OBJECTIVES, contrasts
 from ..transforms import CropFlip
 from .library import StageOperators
 
 # Of a sample, each [H, W]. What they hold is the kernels' own affair; the backward starts from them.
 STATE_MAPS = 3
-MSE = OBJECTIVES.index("mse")
 
 
 def resample(
@@ -35,17 +34,17 @@ def state_dtype(heatmaps: torch.Tensor, objective: int) -> torch.dtype:
     return torch.float64 if objective == MSE else heatmaps.dtype
 
 
-def new_outputs(heatmaps: torch.Tensor, objective: int) -> tuple[torch.Tensor, ...]:
-    """Uninitialised rows, keys, positives and state, fake for fake heatmaps; the mse objective has no use for rows."""
+def empty_outputs(heatmaps: torch.Tensor, objective: int) -> tuple[torch.Tensor, ...]:
+    """Rows, keys, positives and state, yet to be written; fake ones of fake heatmaps."""
     batch, height, width = heatmaps.shape
-    rows = heatmaps.new_empty((batch, 0 if objective == MSE else height * width))
+    rows = heatmaps.new_empty((batch, height * width if contrasts(objective) else 0))
     positives = heatmaps.new_empty(batch, dtype=torch.float64)
     state = heatmaps.new_empty((batch, STATE_MAPS, height, width), dtype=state_dtype(heatmaps, objective))
     return rows, torch.empty_like(rows), positives, state
 
 
 def _fake(heatmaps, aug_heatmaps, transform, height, width, eps, objective):
-    return new_outputs(heatmaps, objective)
+    return empty_outputs(heatmaps, objective)
 
 
 def _fake_backward(grad_rows, grad_keys, grad_positives, heatmaps, aug_heatmaps, *_):

@@ -7,8 +7,13 @@ namespace cgc {
 
 enum class Type { float32, float64, bfloat16, float16 };
 enum class Weighting { pooled, mean, elementwise };
-enum class Objective { released, paper, mse };
+enum class Objective { released, paper, mse };  // in the order of OBJECTIVES in cgc_kernels/options.py
+constexpr std::int64_t objectives = 3;
 enum class Integer { uint8, int8, int16, int32, int64, boolean };
+
+// Whether it has negatives, and so rows and keys for stage contrast; if not it is a mean over the positives. Static, as
+// is what follows: code of two instruction sets must not share a symbol.
+static constexpr bool contrasts(Objective objective) { return objective != Objective::mse; }
 
 // One number where the kernel runs.
 struct Scalar {
@@ -54,16 +59,19 @@ struct Resample {
   const void* aug_heatmaps;   // [B, P]
   Column crops[crop_fields];  // [B] each; data is null for warps
   const double* inverses;     // [B, 3, 3], or null
-  void* rows;                 // [B, P], unused for Objective::mse
-  void* keys;                 // [B, P], unused for Objective::mse
+  void* rows;                 // [B, P], unused if the objective does not contrast them
+  void* keys;                 // [B, P], unused if the objective does not contrast them
   double* positives;          // [B]
-  void* state;                // [B, 3, P], what the backward starts from; float64 also for Objective::mse
+  void* state;                // [B, 3, P], what the backward starts from; float64 also where wide_state
 };
+
+// Whether the state is float64: of the mse objective, too, whose 1 - positive cancels.
+static constexpr bool wide_state(const Resample& call) { return call.float64 || call.objective == Objective::mse; }
 
 struct ResampleBackward {
   Resample forward;
-  const void* grad_rows;         // [B, P], unused for Objective::mse
-  const void* grad_keys;         // [B, P], unused for Objective::mse
+  const void* grad_rows;         // [B, P], unused if the objective does not contrast them
+  const void* grad_keys;         // [B, P], unused if the objective does not contrast them
   const double* grad_positives;  // [B]
   void* grad_heatmaps;           // [B, P]
   void* grad_aug_heatmaps;       // [B, P]

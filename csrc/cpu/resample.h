@@ -43,8 +43,6 @@ T* state_of(const Resample& call, index_t sample) {
   return static_cast<T*>(call.state) + sample * 3 * call.height * call.width;
 }
 
-inline bool wide_state(const Resample& call) { return call.float64 || call.objective == Objective::mse; }
-
 template <class T>
 class ResampleSample {
  public:
@@ -74,7 +72,7 @@ class ResampleSample {
     const double aug_scale = inverse_root(dot(augmented_, image_, n));
     const double seen_scale = inverse_root(dot(original_, seen_gram, n));
     call_.positives[sample] = dot(augmented_, seen, n) * aug_scale * seen_scale;
-    if (call_.objective == Objective::mse) return;
+    if (!contrasts(call_.objective)) return;
     const bool released = call_.objective == Objective::released;
     T* row = static_cast<T*>(call_.rows) + sample * n;
     T* key = static_cast<T*>(call_.keys) + sample * n;
@@ -133,12 +131,12 @@ class ResampleBackwardSample {
  private:
   void load_upstream(index_t sample) {
     const index_t n = grid_.count();
-    const bool contrasts = forward_.objective != Objective::mse;
-    const T* rows = static_cast<const T*>(call_.grad_rows) + (contrasts ? sample * n : 0);
-    const T* keys = static_cast<const T*>(call_.grad_keys) + (contrasts ? sample * n : 0);
+    const bool contrasted = contrasts(forward_.objective);
+    const T* rows = static_cast<const T*>(call_.grad_rows) + (contrasted ? sample * n : 0);
+    const T* keys = static_cast<const T*>(call_.grad_keys) + (contrasted ? sample * n : 0);
     for (index_t p = 0; p < n; ++p) {
-      grad_rows_[p] = contrasts ? double(rows[p]) : 0.0;
-      grad_keys_[p] = contrasts ? double(keys[p]) : 0.0;
+      grad_rows_[p] = contrasted ? double(rows[p]) : 0.0;
+      grad_keys_[p] = contrasted ? double(keys[p]) : 0.0;
     }
   }
 

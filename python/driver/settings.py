@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from .data import DATASETS
 from .flags import integer, integers, number, one_of, option, word
 from .methods import METHODS
 from .presets import PRESETS, SUMMARIES, implied
@@ -50,7 +51,7 @@ class Settings:
 
     data: str = option(
         "demo",
-        one_of("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder"),
+        one_of(*DATASETS),
         DATA,
         "data set; demo is made on the spot, folder is any train/<class>/*, val/<class>/*",
     )

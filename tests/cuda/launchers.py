@@ -9,9 +9,8 @@ from ctypes import c_bool, c_double, c_int32, c_int64, c_void_p
 
 import torch
 
-from cgc_kernels.options import OBJECTIVES
+from cgc_kernels.options import MSE, contrasts
 
-MSE = OBJECTIVES.index("mse")
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -105,7 +104,7 @@ class Launchers:
         call = self._resample(heatmaps, transform, size_h, size_w, eps, objective)
         call.heatmaps, call.aug_heatmaps = _pointer(heatmaps), _pointer(aug_heatmaps)
         batch, height, width = heatmaps.shape
-        length = 0 if objective == MSE else height * width
+        length = height * width if contrasts(objective) else 0
         rows, keys = (self._new((batch, length), heatmaps.dtype, name) for name in ("rows", "keys"))
         positives = self._new((batch,), torch.float64, "positives")
         state = self._new((batch, 3, height, width), torch.float64 if objective == MSE else heatmaps.dtype, "state")
@@ -252,8 +251,8 @@ class Saved:
 
     def __init__(self, features, gradients, elementwise, objective, memory=None):
         batch, channels, *side = features.shape
-        acc, mse = _acc(features), objective == MSE
-        length = 0 if mse else side[0] * side[1]
+        acc = _acc(features)
+        length = side[0] * side[1] if contrasts(objective) else 0
         pools = gradients is None or (gradients.dim() == 4 and not elementwise)
         shapes = {
             "positives": ((batch,), torch.float64),
@@ -262,7 +261,7 @@ class Saved:
             "heatmaps": ((2, batch, *side), acc),
             "rows": ((batch, length), acc),
             "keys": ((batch, length), acc),
-            "state": ((batch, 3, *side), torch.float64 if mse else acc),
+            "state": ((batch, 3, *side), torch.float64 if objective == MSE else acc),
         }
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()]
         self.memory = torch.full((sum(sizes),), 255, dtype=torch.uint8) if memory is None else memory

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from cgc_kernels import CropFlip, backends, cgc_loss, gradcam, heatmap_loss
+from cgc_kernels.options import OBJECTIVES
 from tests.cuda import simt
 from tests.cuda.cases import LAYOUTS, case_of
 from tests.cuda.launchers import Contrast, ContrastBackward, Scalar
@@ -77,13 +78,13 @@ SHAPES = [
 def test_shapes(kernels, shape, layout, weighting):
     """Odd and even, smaller and larger than a block's share in every dimension; every objective and transform."""
     index = SHAPES.index(shape) + list(WEIGHTINGS).index(weighting)
-    objective = ("released", "paper", "mse")[index % 3]
+    objective = OBJECTIVES[index % len(OBJECTIVES)]
     transform = ("crop", "warp")[index % 2]
     case = case_of(*shape, weighting, layout, objective=objective, transform=transform, consistency=0.7)
     compare(kernels, case)
 
 
-@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("transform", ["crop", "warp"])
 def test_objectives_and_transforms(kernels, transform, objective):
     case = case_of(5, 12, (4, 6), objective=objective, transform=transform, consistency=2.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cgc_kernels import cgc_loss
+from cgc_kernels.options import OBJECTIVES
 from tests.cuda import simt
 from tests.cuda.cases import LAYOUTS, case_of
 from tests.support import ROOT
@@ -29,7 +30,7 @@ def watched():
 def test_no_race_and_nothing_out_of_bounds(watched, weighting, layout):
     index = list(WEIGHTINGS).index(weighting)
     for transform, dtype in (("crop", torch.float32), ("warp", torch.bfloat16), ("crop", torch.float64)):
-        objective = ("released", "paper", "mse")[(index + (dtype == torch.float64)) % 3]
+        objective = OBJECTIVES[(index + (dtype == torch.float64)) % len(OBJECTIVES)]
         case = case_of(3, 12, (4, 4), weighting, layout, transform=transform, objective=objective, size=(5, 7)).to(
             dtype
         )

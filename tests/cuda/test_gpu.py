@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cgc_kernels import CropFlip, RandomCropFlip, backends, cgc_loss, gradcam, heatmap_loss, info
+from cgc_kernels.options import OBJECTIVES
 from tests.operators import test_ops
 from tests.support.compare import assert_close, assert_low_precision, assert_same_bits
 
@@ -56,7 +57,7 @@ def loss_and_gradients(tensors: list[torch.Tensor], transform, **options) -> lis
     return [value.cpu() for value in (loss.detach(), *torch.autograd.grad(loss, tensors))]
 
 
-@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("weighting", ["gradcam", "elementwise"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("warped", [False, True], ids=["crop", "homography"])
@@ -88,7 +89,7 @@ def test_every_dtype_comes_back_as_it_went_in(backend, dtype, weighting, memory_
 
 # Small: `make gpu` runs these under compute-sanitizer as well.
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", FUSED)

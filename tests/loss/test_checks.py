@@ -74,9 +74,9 @@ WRONG = [
     # names
     ({"weighting": "hirescam"}, ValueError, "weighting must be one of 'gradcam', 'elementwise', got 'hirescam'"),
     ({"weighting": None}, ValueError, "weighting must be one of 'gradcam', 'elementwise', got None"),
-    ({"objective": "Released"}, ValueError, "objective must be one of 'released', 'paper', 'mse', got 'Released'"),
+    ({"objective": "Released"}, ValueError, "objective must be one of 'released', .*, got 'Released'"),
     ({"weighting": ["gradcam"]}, ValueError, "weighting must be one of"),
-    ({"objective": 0}, ValueError, "objective must be one of 'released', 'paper', 'mse', got 0"),
+    ({"objective": 0}, ValueError, "objective must be one of 'released', .*, got 0"),
     # image_size
     ({"image_size": 0}, ValueError, "image_size must be .* each way, got 0"),
     ({"image_size": (9, 0)}, ValueError, r"image_size must be .* each way, got \(9, 0\)"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cgc_kernels import CropFlip, backends, gradcam, heatmap_loss
 from cgc_kernels.backends.reference.resample import apply, fine_maps
-from cgc_kernels.options import NEAR_DEAD_SUM
+from cgc_kernels.options import NEAR_DEAD_SUM, OBJECTIVES, contrasts
 from tests.support.cases import (
     BACKENDS,
     CPP,
@@ -26,8 +26,6 @@ from tests.support.cases import (
     with_inverse,
 )
 from tests.support.compare import assert_close, assert_same_bits
-
-OBJECTIVES = ("released", "paper", "mse")
 
 
 def stage(backend):
@@ -183,11 +181,11 @@ def similarities_and_grads(backend, heatmaps, aug_heatmaps, transform, size, eps
     leaves = [m.detach().requires_grad_() for m in (heatmaps, aug_heatmaps)]
     rows, keys, positives = stage(backend)(*leaves, transform, size, eps, objective)
     assert positives.dtype == torch.float64
-    if objective == "mse":
+    if contrasts(OBJECTIVES.index(objective)):
+        seen = torch.cat([rows @ keys.T, positives[:, None]], dim=1)
+    else:
         seen = positives[:, None]
         upstream = upstream[:, -1:]
-    else:
-        seen = torch.cat([rows @ keys.T, positives[:, None]], dim=1)
     return seen.detach(), torch.autograd.grad(seen, leaves, upstream)
 
 
@@ -226,7 +224,7 @@ def test_identity_crop_is_the_identity(backend, objective):
     transform = CropFlip.identity(3, (13, 8))
     rows, keys, positives = stage(backend)(maps, maps, transform, (13, 8), 1e-8, objective)
     assert_close(positives.double(), torch.ones(3, dtype=torch.float64), 1e-13)
-    if objective != "mse":
+    if contrasts(OBJECTIVES.index(objective)):
         similarities = rows @ keys.T
         assert_close(similarities, similarities.T.contiguous(), 1e-13)
         assert_close(similarities.diagonal().contiguous(), torch.ones(3, dtype=torch.float64), 1e-13)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 import cgc_kernels
 from cgc_kernels.ops.resample import transform_tensors
+from cgc_kernels.options import MSE, OBJECTIVES, PAPER, RELEASED, contrasts
 from tests.support.cases import CPP, lay_out, poison, simple_case, with_inverse
 from tests.support.compare import assert_same_bits
 
@@ -80,7 +81,7 @@ def check_cgc(op, given, device="cpu", needs=15):
 def parts_of(saved, features, pooled, objective):
     """Views of the parts of what operator cgc saves."""
     batch, channels, height, width = features.shape
-    length = 0 if objective == 2 else height * width
+    length = height * width if contrasts(objective) else 0
     acc = torch.float64 if features.dtype == torch.float64 else torch.float32
     kinds = {
         "positives": (torch.float64, (batch,)),
@@ -89,7 +90,7 @@ def parts_of(saved, features, pooled, objective):
         "heatmaps": (acc, (2, batch, height * width)),
         "rows": (acc, (batch, length)),
         "keys": (acc, (batch, length)),
-        "state": (torch.float64 if objective == 2 else acc, (batch, 3, height * width)),
+        "state": (torch.float64 if objective == MSE else acc, (batch, 3, height * width)),
     }
     sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
     parts = saved.split(sizes)  # an error if these are not all of it
@@ -126,10 +127,10 @@ def test_cam_backward(cam, needs):
 
 
 RESAMPLES = [
-    ("crop", 0, torch.float32),
-    ("warp", 1, torch.float64),
-    ("crop", 2, torch.float64),
-    ("warp", 0, torch.float32),
+    ("crop", RELEASED, torch.float32),
+    ("warp", PAPER, torch.float64),
+    ("crop", MSE, torch.float64),
+    ("warp", RELEASED, torch.float32),
 ]
 
 
@@ -160,9 +161,9 @@ def test_contrast(given):
 
 
 CGCS = [
-    ("pooled", "crop", 0, "contiguous", (torch.float32, torch.float32)),
-    ("gradcam", "warp", 1, "channels_last", (torch.bfloat16, torch.float32)),
-    ("elementwise", "crop", 2, "channels_last", (torch.float64, torch.float64)),
+    ("pooled", "crop", RELEASED, "contiguous", (torch.float32, torch.float32)),
+    ("gradcam", "warp", PAPER, "channels_last", (torch.bfloat16, torch.float32)),
+    ("elementwise", "crop", MSE, "channels_last", (torch.float64, torch.float64)),
 ]
 
 
@@ -185,7 +186,7 @@ def test_what_the_backward_saves_has_no_gradient():
     loss, saved = op("cgc")(*differentiable(*tensors), transform, *settings)
     assert loss.requires_grad
     assert not saved.requires_grad
-    maps, rest = resample_arguments("crop", 0, torch.float64)
+    maps, rest = resample_arguments("crop", RELEASED, torch.float64)
     *outputs, state = op("resample")(*differentiable(*maps), *rest)
     assert all(t.requires_grad for t in outputs)
     assert not state.requires_grad
@@ -226,7 +227,7 @@ def check_what_is_saved(op, given):
     for name, expected in stage.items():
         assert_same_bits(parts[name], expected, name)
     zeros = torch.zeros_like(positives)
-    losses = zeros if objective == 2 else op("contrast")(rows, keys, positives, 0, len(rows), settings[2])[1]
+    losses = op("contrast")(rows, keys, positives, 0, len(rows), settings[2])[1] if contrasts(objective) else zeros
     assert_same_bits(parts["row_losses"], losses, "row_losses")
 
 
@@ -294,7 +295,7 @@ class TestGuards:
         self.refused("resample", maps, maps, [], *rest, match="transform")
         self.refused("resample", maps, maps, [torch.eye(3).expand(2, 3, 3)], *rest, match="transform")
         self.refused("resample", maps, maps, crops, 0, 8, 1e-8, 0, match="height and width")
-        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, 3, match="objective")
+        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, len(OBJECTIVES), match="objective")
         self.refused("resample", maps.half(), maps.half(), crops, *rest, match="heatmaps")
 
     def test_resample_backward(self):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cgc_kernels import CropFlip, cgc_loss, gradcam, info
 from cgc_kernels.backends.reference.resample import apply as apply_transform
 from cgc_kernels.backends.reference.resample import fine_maps
+from cgc_kernels.options import OBJECTIVES
 from tests.support.compare import assert_close
 
 # Tensors are tiny here: more threads would only wait for each other.
@@ -180,7 +181,7 @@ def loss_settings(draw, low_temperature=0.005):
     """Keyword arguments of cgc_loss except weighting and image_size."""
     return {
         "temperature": draw(st.sampled_from([t for t in (0.005, 0.012, 0.07, 0.5, 1.0, 10.0) if t >= low_temperature])),
-        "objective": draw(st.sampled_from(["released", "paper", "mse"])),
+        "objective": draw(st.sampled_from(OBJECTIVES)),
         "consistency": draw(st.sampled_from([0.0, 0.0, 0.7, 10.0])),
         "eps": draw(st.sampled_from([1e-8, 1e-8, 1e-4, 0.1])),
     }

@@ -16,6 +16,7 @@ from bench.floor import Floor, FloorUnavailable, Traffic, library
 from bench.problems import build
 from bench.workloads import Workload, random_crop, view
 from cgc_kernels import CropFlip, cgc_loss
+from cgc_kernels.options import OBJECTIVES
 from tests.support import ROOT
 
 DATA = ROOT / "tests" / "loss" / "golden"
@@ -58,7 +59,7 @@ def test_peers_give_the_released_codes_numbers(name, path):
         assert relative_error(grad, data[f"grad_{key}"]) < 1e-10
 
 
-@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("weighting", ["elementwise", "gradcam", "pooled"])
 @pytest.mark.parametrize("name", EAGER_PEERS)
 def test_peers_agree_with_the_reference(name, weighting, objective):

@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 from bench import codegen, codegen_page, sass
 from cgc_kernels.backends.triton.kernels import cgc
 from cgc_kernels.backends.triton.kernels.launch import ceil_div
+from cgc_kernels.options import MSE, OBJECTIVES
 
 SHARDS = 16  # for parallel workers: every launch belongs to one
 
@@ -134,7 +135,7 @@ class Ready:
 
 
 @pytest.mark.parametrize("crop", [True, False])
-@pytest.mark.parametrize("objective", range(3))
+@pytest.mark.parametrize("objective", range(len(OBJECTIVES)))
 def test_later_launches_are_given_what_the_first_ones_were(objective, crop, monkeypatch):
     """By Triton itself first, as tensors and by name; then straight, in the order of the kernel's parameters."""
     named, straight = [], []
@@ -156,7 +157,7 @@ def test_later_launches_are_given_what_the_first_ones_were(objective, crop, monk
         cgc.cgc_backward(loss, *views, transform, saved, 16, 16, 0.5, False, objective, 0.1, 1e-8, 15)
     for plan in (cgc._forward, cgc._backward):
         plan.cache_clear()
-    assert len(named) == len(straight) == (5 if objective == 2 else 6)
+    assert len(named) == len(straight) == (5 if objective == MSE else 6)
     for (kernel, grid, bound), (again, same_grid, values) in zip(named, straight, strict=True):
         assert (kernel, grid) == (again, same_grid)
         assert list(bound) == kernel.arg_names[: len(values)] == kernel.arg_names

@@ -23,7 +23,7 @@ def resample(
         transform: a CropFlip, or the inverse matrices [B, 3, 3] (augmented pixel -> original pixel).
         image_size: (S_h, S_w).
         eps: added to the sum and to the quotient.
-        objective: "released", "paper" or "mse".
+        objective: one of OBJECTIVES.
 
     Returns:
         rows, keys: [B, S_h * S_w], unit vectors whose products are the cosines that `objective` contrasts.

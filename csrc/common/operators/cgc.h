@@ -12,8 +12,7 @@ namespace cgc {
 struct SavedLayout {
   SavedLayout(const Cam& view, const Resample& resample, bool saves_weights) {
     const Index item = resample.float64 ? 8 : 4, mapped = view.batch * view.positions * item;
-    const bool mse = resample.objective == Objective::mse;
-    const Index row = mse ? 0 : mapped;
+    const Index row = contrasts(resample.objective) ? mapped : 0;
     view_weights = saves_weights ? view.batch * view.channels * item : 0;
     view_heatmaps = mapped;
     row_losses = positives + 8 * view.batch;
@@ -22,7 +21,7 @@ struct SavedLayout {
     rows = heatmaps + 2 * view_heatmaps;
     keys = rows + row;
     state = keys + row;
-    bytes = state + 3 * (mse ? 8 * view.batch * view.positions : mapped);
+    bytes = state + 3 * (wide_state(resample) ? 8 * view.batch * view.positions : mapped);
   }
 
   Index positives = 0, row_losses, weights, heatmaps, rows, keys, state, bytes;

@@ -70,17 +70,17 @@ struct ResampleOperators {
   }
 
   // Numbers in a row of a sample.
-  static Index length(const Resample& call) { return call.objective == Objective::mse ? 0 : call.height * call.width; }
+  static Index length(const Resample& call) { return contrasts(call.objective) ? call.height * call.width : 0; }
 
   static ScalarType state_type(const Resample& call) {
-    return call.float64 || call.objective == Objective::mse ? ScalarType::Double : ScalarType::Float;
+    return wide_state(call) ? ScalarType::Double : ScalarType::Float;
   }
 
   // The call without its tensors but for the transform.
   static Resample describe(const Device& device, const Maps& maps, const Transform& transform,
                            const Settings& settings) {
-    STD_TORCH_CHECK(settings.objective >= 0 && settings.objective <= 2,
-                    "objective must be 0 (released), 1 (paper) or 2 (mse), got ", settings.objective);
+    STD_TORCH_CHECK(settings.objective >= 0 && settings.objective < objectives, "objective must be 0 to ",
+                    objectives - 1, ", a place in OBJECTIVES of cgc_kernels/options.py, got ", settings.objective);
     constexpr Index largest = Index(1) << 16;
     STD_TORCH_CHECK(
         settings.size_h >= 1 && settings.size_w >= 1 && settings.size_h <= largest && settings.size_w <= largest,

@@ -6,6 +6,7 @@ import torch
 from cgc_kernels import backends
 from cgc_kernels.backends.triton.kernels import cam, cgc, contrast
 from cgc_kernels.ops.cgc import saved_bytes
+from cgc_kernels.options import OBJECTIVES
 from tests.loss import test_contrast
 from tests.operators import test_ops
 from tests.support.compare import assert_close, assert_same_bits
@@ -60,7 +61,7 @@ def test_what_is_symmetric_takes_one_product():
     assert_same_bits(of_positives, grads[2])
 
 
-@pytest.mark.parametrize("objective", range(3))
+@pytest.mark.parametrize("objective", range(len(OBJECTIVES)))
 def test_the_workspace_of_many_rows_is_small(objective):
     """Beside what is saved, for 65,536 samples with maps of 7 x 7 in float32."""
     of = cam.Features(2, torch.Size([65536, 8, 7, 7]), torch.float32, 0, torch.device("cpu"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cgc_kernels import CropFlip, backends
+from cgc_kernels.options import OBJECTIVES
 from tests.operators import test_ops
 from tests.support.cases import crop_flip, warp, with_inverse
 from tests.support.compare import assert_close
@@ -41,7 +42,7 @@ def test_equals_torch(side, objective, kind):
         assert_close(ours.detach(), theirs.detach(), 1e-11, floor=1.0, what=what)
 
 
-@pytest.mark.parametrize("objective", ["released", "paper", "mse"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_norm_of_one_is_none_of_zero(objective):
     """A view of one pixel holds (1 / (1 + eps) + eps): with this eps 1, to the last bit."""
     ones = torch.ones(2, 1, 1, dtype=torch.float64)

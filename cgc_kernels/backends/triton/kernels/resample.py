@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ....ops.resample import new_outputs
+from ....ops.resample import empty_outputs
 from ....options import NEAR_DEAD_SUM, OBJECTIVES
 from .geometry import cell_sums, crop_products, position_unit, sandwich, warped
 from .launch import Launch, check_map, kind, padded, plans, resampling, triton_dtype
@@ -302,7 +302,7 @@ _forward, _backward = plans(forward_launch), plans(backward_launch)
 def resample(heatmaps, aug_heatmaps, transform, height, width, eps, objective):
     """Kernel of operator resample."""
     batch, *side = heatmaps.shape
-    outputs = new_outputs(heatmaps, objective)
+    outputs = empty_outputs(heatmaps, objective)
     counter = heatmaps.new_empty(1, dtype=torch.int32)
     settings = batch, tuple(side), (height, width), crop_strides(transform), objective, heatmaps.dtype
     launch = _forward(kind(heatmaps, aug_heatmaps, *transform), *settings)
