@@ -24,7 +24,7 @@ int split_channels(const Cam& call, int views) {
       bytes_of(call.features_type) + (call.weighting == Weighting::elementwise ? bytes_of(call.gradients_type) : 0);
   const index_t least = (call.channels + most_channels - 1) / most_channels;
   const index_t most = maximum(call.channels * streamed / 1024, least);
-  const index_t splits = clamp(index_t(1024) / (views * call.batch), least, most);
+  const index_t splits = clamp(index_t(4096) / (views * call.batch), least, most);
   return int(round_up((call.channels + splits - 1) / splits, index_t(64)));
 }
 

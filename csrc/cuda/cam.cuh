@@ -35,7 +35,7 @@ struct CamCall {
   int row_step;             // positions of channels_last that a warp takes at once
 };
 
-// One block's share of the work: blocks are one a map along x, one a split along y.
+// One block's share of the work: the blocks of a map lie side by side, one a split.
 template <class A, class G>
 struct CamPart {
   int view, split, first, channels;  // its channels are [first, first + channels)
@@ -49,18 +49,18 @@ struct CamPart {
 
   // reversed: what the forward read last, and the caches may still hold, comes first. stride: of channels in memory.
   __device__ CamPart(const CamCall<A, G>& call, bool reversed, bool elementwise, int stride) {
-    const unsigned number = reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    view = number >= unsigned(call.batch);
-    sample = number - (view != 0 ? unsigned(call.batch) : 0u);
-    split = int(reversed ? gridDim.y - 1 - blockIdx.y : blockIdx.y);
+    const unsigned number = reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x, map = number / unsigned(call.splits);
+    view = map >= unsigned(call.batch);
+    sample = map - (view != 0 ? unsigned(call.batch) : 0u);
+    split = int(number - map * unsigned(call.splits));
     first = split * call.split_channels;
     channels = minimum(call.channels - first, call.split_channels);
-    const index_t map = rows_before(sample, call.channels * call.positions) + first * stride;
-    const index_t weights = elementwise ? map : rows_before(sample, call.channels) + first;
-    features = call.features[view] + map, gradients = call.gradients[view] + weights;
+    const index_t start = rows_before(sample, call.channels * call.positions) + first * stride;
+    const index_t weights = elementwise ? start : rows_before(sample, call.channels) + first;
+    features = call.features[view] + start, gradients = call.gradients[view] + weights;
     to_features = call.grad_features[view], to_gradients = call.grad_gradients[view];
     wants_features = to_features != nullptr, wants_gradients = to_gradients != nullptr;
-    to_features += map, to_gradients += weights;
+    to_features += start, to_gradients += weights;
   }
 };
 
@@ -120,8 +120,8 @@ __device__ __forceinline__ void finish_heatmaps(const Heatmaps& from, index_t sa
 
 template <class A, class G>
 int start_cam(void (*kernel)(CamCall<A, G>), const CamCall<A, G>& call, index_t shared_elements, Stream& stream) {
-  const dim3 grid(unsigned(call.views) * unsigned(call.batch), unsigned(call.splits));
-  return stream.start(kernel, grid, shared_elements * index_t(sizeof(acc_t<A>)), call);
+  const unsigned blocks = unsigned(call.views) * unsigned(call.batch) * unsigned(call.splits);
+  return stream.start(kernel, blocks, shared_elements * index_t(sizeof(acc_t<A>)), call);
 }
 
 // `views` have one shape, but may differ in their memory format.

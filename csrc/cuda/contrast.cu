@@ -85,7 +85,7 @@ __device__ __forceinline__ void finish_loss(const ContrastForward& phase, double
   if (thread() == 0) assign(phase.loss, loss);
 }
 
-template <class Acc, bool one_slice>
+template <class Acc>
 __global__ void __launch_bounds__(block_threads, 1) contrast_forward(const __grid_constant__ ContrastForward phase) {
   SIMT_DYN_SHARED(Acc, memory);
   const ContrastTiles<Acc> tiles(memory);
@@ -105,10 +105,12 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_forward(const __gri
     positives[half] = mine < batch ? Acc(simt::gld(call.positives + mine)) : Acc(0);
   }
   LogSum<Acc> sums[2];
+  SliceStream<Acc> slices{sides, tiles, row};
+  slices.start(begin, 0);
 #pragma unroll 1
   for (int column = begin; column < end; column += tile_columns) {
     Acc c[4] = {};
-    similarities<Acc, one_slice>(sides, row, column, column == begin, tiles, c);
+    slices.add_similarities(column + tile_columns, 0, c);
     unrolled<4>([&](int i) {
       const int other = column + column_of(i);
       if (other < batch && other != row + row_of(i)) sums[i / 2].add((c[i] - positives[i / 2]) * inverse);
@@ -140,9 +142,9 @@ int launch_contrast(ContrastForward phase, Stream& stream) {
     const int rows = row_tiles(call.count), columns = column_tiles(call.batch);
     phase.splits = ceil_div(columns, ceil_div(columns, clamp(256 / rows, 1, columns)));  // none without columns
     phase.sums = stream.take(call.count * phase.splits * index_t(sizeof(LogSum<double>)));
-    with_contrast_types(call, [&](auto acc, auto slices) {
+    with_type(call.float64, [&](auto acc) {
       using Acc = decltype(acc);
-      return stream.start(&contrast_forward<Acc, decltype(slices)::value == 1>, unsigned(rows) * unsigned(phase.splits),
+      return stream.start(&contrast_forward<Acc>, unsigned(rows) * unsigned(phase.splits),
                           ContrastTiles<Acc>::elements * index_t(sizeof(Acc)), phase);
     });
   }

@@ -40,15 +40,22 @@ struct SliceLoads {
   }
 };
 
-// Adds to c the products of 16 rows of a tile with the warp's eight columns over `depth` elements, which lie at
-// `stride` from `column` on, this lane's first.
+// Adds to c the products of 16 rows of a tile with the warp's eight columns over `depth` elements, zero up to a
+// multiple of 32, which lie at `stride` from `column` on, this lane's first. Several sums, which do not wait for each
+// other.
 template <int stride, class Acc>
 __device__ __forceinline__ void add_products(const Acc* rows, const Acc* column, int depth, Acc (&c)[4]) {
   const Acc *upper = rows + fragment_row() * tile_stride + fragment_column(), *lower = upper + 8 * tile_stride;
-#pragma unroll 2
-  for (int k = 0; k < depth; k += 8) {
-    mma(c, {upper[k], lower[k], upper[k + 4], lower[k + 4]}, {column[k * stride], column[(k + 4) * stride]});
+  constexpr int chains = sizeof(Acc) == 8 ? 2 : 4;
+  Acc sums[chains][4] = {};
+#pragma unroll 1
+  for (int first = 0; first < depth; first += 8 * chains) {
+    unrolled<chains>([&](int i) {
+      const int k = first + 8 * i;
+      mma(sums[i], {upper[k], lower[k], upper[k + 4], lower[k + 4]}, {column[k * stride], column[(k + 4) * stride]});
+    });
   }
+  unrolled<4 * chains>([&](int i) { c[i % 4] += sums[i / 4][i % 4]; });
 }
 
 // Rows `a` and columns `b`, [B, N] each.
@@ -57,36 +64,50 @@ struct ContrastSides {
   int batch, length;
 };
 
-// A slice of 64 rows of b into a tile that the block may still read when it begins.
+// Slices of the 16 rows from `row` and of 64 columns, of which the next are on their way while these are multiplied; of
+// double, they would take too many registers.
 template <class Acc>
-__device__ __forceinline__ void load_columns(const ContrastSides& sides, int column, int depth, Acc* tile) {
-  constexpr int together = sizeof(Acc) == 8 ? tile_columns / 2 : tile_columns;  // lest registers spill
-#pragma unroll
-  for (int first = 0; first < tile_columns; first += together) {
-    SliceLoads<together, Acc> loads;
-    loads.start(sides.b, column + first, depth, sides.batch, sides.length);
-    if (first == 0) __syncthreads();
-    loads.finish(tile + first * tile_stride);
-  }
-}
+struct SliceStream {
+  static constexpr bool ahead = sizeof(Acc) == 4;
+  const ContrastSides& sides;
+  const ContrastTiles<Acc>& tiles;
+  int row;
+  bool rows_stay = false;  // of one slice, when they are there
+  int column = 0, depth = 0;
+  SliceLoads<tile_rows, Acc> rows;
+  SliceLoads<tile_columns, Acc> columns;
 
-// Adds to c the similarities of the 16 rows from `row` with the warp's columns of the 64 from `column`, in fragments.
-// Of one slice the rows stay in shared memory from step to step, and its columns until the next one.
-template <class Acc, bool one_slice>
-__device__ __forceinline__ void similarities(const ContrastSides& sides, int row, int column, bool first,
-                                             const ContrastTiles<Acc>& tiles, Acc (&c)[4]) {
-  const Acc* mine = tiles.columns + (8 * warp() + fragment_row()) * tile_stride + fragment_column();
-#pragma unroll 1
-  for (int depth = 0; depth < sides.length; depth += slice) {
-    const bool anew = !one_slice || first;
-    SliceLoads<tile_rows, Acc> rows;
-    if (anew) rows.start(sides.a, row, depth, sides.batch, sides.length);
-    load_columns(sides, column, depth, tiles.columns);
-    if (anew) rows.finish(tiles.rows);
-    __syncthreads();
-    add_products<1>(tiles.rows, mine, minimum(slice, sides.length - depth), c);
+  __device__ __forceinline__ void load() {
+    columns.start(sides.b, column, depth, sides.batch, sides.length);
+    if (!rows_stay) rows.start(sides.a, row, depth, sides.batch, sides.length);
   }
-}
+  __device__ __forceinline__ void start(int next_column, int next_depth) {
+    column = next_column, depth = next_depth;
+    if (ahead) load();
+  }
+  // Into the tiles, which the block may still read when it begins.
+  __device__ __forceinline__ void finish(bool with_rows) {
+    if (!ahead) load();
+    __syncthreads();
+    columns.finish(tiles.columns);
+    if (with_rows) rows.finish(tiles.rows);
+    __syncthreads();
+  }
+
+  // Adds to c the similarities of the rows with the warp's columns of the 64 whose first slice has been started, in
+  // fragments. After the last of their slices comes that at next_depth of the columns from `next`.
+  __device__ __forceinline__ void add_similarities(int next, int next_depth, Acc (&c)[4]) {
+    const Acc* mine = tiles.columns + (8 * warp() + fragment_row()) * tile_stride + fragment_column();
+#pragma unroll 1
+    for (int k = 0; k < sides.length; k += slice) {
+      finish(!rows_stay);
+      rows_stay = sides.length <= slice;
+      const bool last = k + slice >= sides.length;
+      start(last ? next : column, last ? next_depth : k + slice);
+      add_products<1>(tiles.rows, mine, minimum(slice, sides.length - k), c);
+    }
+  }
+};
 
 // The row and the column, within their tiles, of a number of the warp's fragment.
 __device__ __forceinline__ int row_of(int i) { return fragment_row() + i / 2 * 8; }

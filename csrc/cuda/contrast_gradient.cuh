@@ -33,11 +33,15 @@ __device__ __forceinline__ void row_gradients(const ContrastBackward& call, cons
   const Acc inverse_temperature = Acc(1 / from.temperature);
   const Softmax<Acc> mine[2] = {{from, row + row_of(0)}, {from, row + row_of(2)}};
   const Acc* elements = tiles.columns + fragment_column() * tile_stride + 8 * warp() + fragment_row();
+  const int last = (ceil_div(sides.length, slice) - 1) * slice;
+  SliceStream<Acc> stream{sides, tiles, row};
+  stream.start(0, 0);
 #pragma unroll 1
   for (int column = 0; column < sides.batch; column += tile_columns) {
     const Softmax<Acc> theirs[2] = {{from, column + column_of(0)}, {from, column + column_of(1)}};
     Acc c[4] = {};
-    similarities<Acc, slices == 1>(sides, row, column, column == 0, tiles, c);
+    if (slices == 1) stream.add_similarities(column + tile_columns, 0, c);
+    if (slices > 1) stream.add_similarities(column, last - slice, c);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool pair = mine[i / 2].inside && theirs[i % 2].inside && row + row_of(i) != column + column_of(i);
@@ -51,9 +55,9 @@ __device__ __forceinline__ void row_gradients(const ContrastBackward& call, cons
 #pragma unroll
     for (int s = slices - 1; s >= 0; --s) {
       if (s * slice >= sides.length) continue;
-      if ((s + 1) * slice < sides.length) {  // else it is there since the similarities
-        load_columns(sides, column, s * slice, tiles.columns);
-        __syncthreads();
+      if (s * slice < last) {  // else it is there since the similarities
+        stream.finish(false);
+        stream.start(s == 0 ? column + tile_columns : column, s == 0 ? 0 : (s - 1) * slice);
       }
       // The tile of weights with the slice of the columns, of which a warp takes eight elements.
       add_products<tile_stride>(tiles.weights, elements, tile_columns, grads[s]);

@@ -141,9 +141,8 @@ __device__ __forceinline__ void write(T* to, const acc_t<T> (&x)[V]) {
   } else {
     Pack<T, V> pack;
     pack.set(x);
-    unrolled<int(sizeof(pack) / 16)>([&](int i) {
-      simt::gst_stream(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(pack.word)[i]);
-    });
+    unrolled<int(sizeof(pack) / 16)>(
+        [&](int i) { simt::gst(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(pack.word)[i]); });
   }
 }
 

@@ -7,8 +7,7 @@
 //   simt::wait_for_predecessor()        in every thread, until it may touch what earlier kernels of the stream touch
 //   simt::release_successor()           after the own wait: lets a dependent launch start
 //   simt::gld(p), gst(p, value)         one access of exactly sizeof(T) bytes
-//   simt::gld_stream(p), gst_stream(p, words)  the same of 16 bytes that are read or written once; loads only of what
-//                                       no block of the launch writes
+//   simt::gld_stream(p)                 the same of 16 bytes that are read once, of what no block of the launch writes
 //   simt::take_ticket(counter)          by one thread after a barrier; the block that draws the last ticket sees, after
 //                                       another barrier, what all blocks did before theirs
 //   simt::mma_tf32(d, a, b)             d[16, 8] += a[16, 8] b[8, 8] by a warp, in the fragments of PTX
@@ -83,8 +82,6 @@ __device__ __forceinline__ uint4 gld_stream(const uint4* source) {
                : "l"(__cvta_generic_to_global(source)));
   return words;
 }
-
-__device__ __forceinline__ void gst_stream(uint4* target, const uint4& words) { __stcs(target, words); }
 
 __device__ __forceinline__ unsigned take_ticket(unsigned* counter) {
   __threadfence();

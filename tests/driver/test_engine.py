@@ -20,6 +20,7 @@ from torchvision.transforms import functional
 from cgc_kernels import CropFlip, GradCAM, cgc_loss
 from tests.driver.cases import TINY, assert_same, first_gradients, no_bar, tiny_trainer, train_steps
 from tests.support.compare import assert_close
+from tests.support.waiting import never_waiting
 
 FROZEN = ["--batch-size", "16", "--freeze-batchnorm"]
 
@@ -125,7 +126,6 @@ def test_compiled_steps_as_eager(flags):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("flags", [[], ["--amp", "bf16"], ["--ema", "0.9", "--teacher"], ["--method", "cgc_paper"]])
 def test_a_step_never_waits_for_the_gpu(flags):
     chosen = settings.parse([*TINY, "--device", "cuda", "--output", "unused", *flags])
@@ -134,11 +134,8 @@ def test_a_step_never_waits_for_the_gpu(flags):
     trainer.train_mode()
     batches = iter(trainer.batches(0))
     trainer.advance(*next(batches), 0)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with never_waiting():
         trainer.advance(*next(batches), 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 # ---- Unlabeled images

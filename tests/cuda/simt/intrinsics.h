@@ -93,12 +93,6 @@ SIMT_ACCESSOR T gld_stream(const T* source) {
 }
 
 template <class T>
-SIMT_ACCESSOR void gst_stream(T* target, const T& value) {
-  SIMT_ACCESS(target, sizeof(T), true, plain);
-  *target = value;
-}
-
-template <class T>
 SIMT_ACCESSOR T take_ticket(T* counter) {
   static_assert(std::is_same<T, unsigned>::value, "a counter of tickets is unsigned");
   SIMT_ACCESS(counter, sizeof(T), true, atomic);

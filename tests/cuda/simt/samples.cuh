@@ -142,10 +142,10 @@ __global__ void warp_operations(int* out) {
             4 * __any_sync(0xffffffffu, lane == 31) + 8 * __all_sync(0xffffffffu, lane < 31);
 }
 
-// y = x, each 16 bytes of which are read and written once.
+// y = x, each 16 bytes of which are read once.
 __global__ void copy_stream(const uint4* x, uint4* y, int count) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < count) simt::gst_stream(y + i, simt::gld_stream(x + i));
+  if (i < count) simt::gst(y + i, simt::gld_stream(x + i));
 }
 
 // Threads that a barrier or a warp operation waits for in vain.

@@ -184,7 +184,7 @@ def _launch(kernel, of: Features, weighting: int, **fixed) -> Launch:
             f"C * H * W must be at most {LARGEST_SAMPLE} for backend 'triton', got {channels * height * width}; "
             "use backend='torch'"
         )
-    tile = streaming(height * width, of.dtype.itemsize)
+    tile = streaming(height * width, of.dtype.itemsize, of.layouts == BOTH_CHANNELS_LAST.value)
     share = split(channels, of.views * batch, tile.block, of.device)
     fixed |= {"channels": channels, "blocks": share.blocks, "P": height * width, "P2": tile.positions}
     fixed |= {"BLOCK": tile.block, "WEIGHTING": weighting, "LAYOUTS": of.layouts, "D": triton_dtype(of.dtype)}

@@ -13,11 +13,12 @@ LARGEST_SAMPLE = 2**31 - 1  # elements: offsets inside a sample are 32 bits wide
 
 # Positions of the three tiles. Lanes beyond H * W idle, which costs nothing: streaming waits for memory.
 POSITIONS = (64, 256, 1024)
-# Elements of a tile: 16 for each thread of eight warps, which keeps enough bytes in flight to reach DRAM's bandwidth at
-# half occupancy; with twice as many, odd maps of 16-bit features would spill. Of float64, which takes two registers,
-# half as many.
+# Elements of a contiguous tile: 16 for each thread of eight warps, which keeps enough bytes in flight to reach DRAM's
+# bandwidth at half occupancy; with twice as many, odd maps of 16-bit features would spill. In channels_last a thread
+# takes 64, since neighbours in memory are channels: fewer would be parts of lines (measured on an H100, docs/gpu.md).
+# Of float64, which takes two registers, half as many.
 TILE = 4096
-TILE_BYTES = 16384
+THREAD_LAST = 64
 WARPS = 8
 # Contiguous bytes of channels in a tile of channels_last features: a whole sector.
 SECTOR = 32
@@ -126,28 +127,34 @@ def plans(make: Callable) -> Callable:
     return functools.lru_cache(KINDS)(lambda kind, *settings: make(*settings))
 
 
-def streaming(positions: int, itemsize: int) -> Streaming:
+def streaming(positions: int, itemsize: int, channels_last: bool) -> Streaming:
     """The tile for maps of H * W positions and features of `itemsize` bytes."""
     room = next(room for room in POSITIONS if positions <= room)
-    block = max(min(TILE, TILE_BYTES // itemsize) // room, SECTOR // itemsize)
+    warps = WARPS // 2 if channels_last and room == POSITIONS[0] else WARPS
+    tile = 32 * warps * THREAD_LAST if channels_last else TILE
+    block = max(tile // (2 if itemsize == 8 else 1) // room, SECTOR // itemsize)
     crowded = itemsize == 8 or room == POSITIONS[-1]
-    return Streaming(room, block, {"num_warps": WARPS, "maxnreg": REGISTERS if crowded else None})
+    return Streaming(room, block, {"num_warps": warps, "maxnreg": REGISTERS if crowded else None})
 
 
-def resampling(height: int, width: int, warp: bool) -> Resampling:
+def resampling(height: int, width: int, warp: bool, forward: bool) -> Resampling:
     """For maps of H x W cells; warp: by matrices, whose weights take more registers."""
     small = padded(height) * padded(width) <= 256
-    step = 16 if not small else 32 if warp else 64
-    return Resampling(step, {"num_warps": WARPS, "maxnreg": REGISTERS})
+    halved = small and forward  # what fits fewer warps leaves room for another sample on the multiprocessor
+    step = 16 if not small else 32 if warp or forward else 64
+    return Resampling(step, {"num_warps": WARPS // 2 if halved else WARPS, "maxnreg": REGISTERS})
 
 
-def contrasting(count: int, length: int, dtype: torch.dtype) -> Contrasting:
-    """For gradients or losses of `count` rows: as few for a program as a dot product takes, while these are few."""
-    rows, columns = (32, 32) if count > MANY_ROWS and length <= 64 else (16, 64)
-    cells = 64 if length <= 64 else 32  # of more in two steps the registers would not do
+def contrasting(count: int, batch: int, length: int, dtype: torch.dtype) -> Contrasting:
+    """For gradients or losses of `count` rows, against all of a batch: as few for a program as a dot product takes,
+    while these are few."""
+    short = length <= 64
+    rows, columns = (32, 32) if count > MANY_ROWS and short else (16, 64 if batch <= 64 else 128)
+    cells = 64 if short else 32  # of more in two steps the registers would not do
     if dtype == torch.float64:
         columns = cells = 32
-    options = {"num_warps": WARPS, "num_stages": 2, "maxnreg": REGISTERS}  # more would not fit every device's memory
+    # A short row is one step, which nothing is loaded ahead of; more stages would not fit every device's memory.
+    options = {"num_warps": WARPS, "num_stages": 1 if short else 2, "maxnreg": REGISTERS}
     return Contrasting(rows, columns, cells, options)
 
 

@@ -277,7 +277,7 @@ def pointers(transform: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def _launch(kernel, batch, side, size, strides, objective, dtype, **fixed):
     wide = objective == MSE.value or dtype == torch.float64
-    tile = resampling(*side, strides is None)
+    tile = resampling(*side, strides is None, kernel is resample_kernel)
     fixed |= {"size_h": size[0], "size_w": size[1], "H": side[0], "W": side[1]}
     fixed |= {"H2": padded(side[0]), "W2": padded(side[1]), "STEP": tile.step}
     fixed |= {"STRIDES": strides, "OBJECTIVE": objective, "D": triton_dtype(torch.float64 if wide else torch.float32)}
