@@ -40,6 +40,13 @@ CGC_HD inline Real normalisation_gradient(Real grad, Real inner, Real share, Rea
   return (grad - inner * share) / divisor;
 }
 
+// What scales the gradient of a unit view T(m) / |T(m)| on its way to m: scale = 1 / |T(m)|, but 1 / eps where |T(m)| <
+// eps. The view is near-blind then: it sees less than a pixel.
+template <class Real>
+CGC_HD inline Real view_gradient_scale(Real scale, Real eps) {
+  return minimum(scale, Real(1) / eps);
+}
+
 // Gradient of a map m through m / |m| at one position: scale = 1 / |m|, `direction` arrives at the unit map, `share`
 // times `cross` comes from the positive, and `radial` times `image`, the Gram image of m, is taken out again.
 template <class Real>

@@ -22,22 +22,11 @@ CGC_HD inline Tap tap_at(double position, cell_t count) {
   return {low, minimum(low + 1, count - 1), position - double(low)};
 }
 
-// Row `pixel` of U: `cells` values upsampled to `size` (align_corners = false).
+// Row `pixel` of U: `cells` values upsampled to `size` (align_corners = false). A quotient of integers, exact where it
+// is whole: a value that a pixel does not see has no share in it.
 CGC_HD inline Tap upsample_tap(cell_t pixel, cell_t size, cell_t cells) {
-  const double position = (double(pixel) + 0.5) * (double(cells) / double(size)) - 0.5;
+  const double position = double((2 * pixel + 1) * cells - size) / double(2 * size);
   return tap_at(clamp(position, 0.0, double(cells - 1)), cells);
-}
-
-// Row `pixel` of R: [start, start + length) of `size` pixels resized to `size`, clamped at the crop's own border. A
-// crop outside the view still reads inside it. `ratio` is length / size.
-CGC_HD inline Tap crop_tap(cell_t pixel, cell_t size, index_t start, index_t length, bool flip, double ratio) {
-  const cell_t source = flip ? size - 1 - pixel : pixel;
-  const cell_t first = cell_t(clamp(start, index_t(0), index_t(size - 1)));
-  const cell_t count = cell_t(clamp(length, index_t(1), index_t(size - first)));
-  Tap tap = tap_at(clamp((double(source) + 0.5) * ratio - 0.5, 0.0, double(count - 1)), count);
-  tap.low += first;
-  tap.high += first;
-  return tap;
 }
 
 // A weighted sum of `count` <= 4 coarse cells along one axis.

@@ -171,8 +171,9 @@ class ResampleBackwardSample {
       operator_.prepare(sample);
       operator_.adjoint(grad_rows_, mapped_);
     }
+    const double view_scale = view_gradient_scale(seen_scale, forward_.eps);
     for (index_t p = 0; p < n; ++p) {
-      original_[p] = unit_gradient(seen_scale, mapped_[p], grad * aug_scale, augmented_seen[p],
+      original_[p] = unit_gradient(view_scale, mapped_[p], grad * aug_scale, augmented_seen[p],
                                    seen_radial * seen_scale, seen_gram[p]);
       augmented_[p] =
           unit_gradient(aug_scale, aug_direction[p], grad * seen_scale, seen[p], aug_radial * aug_scale, image_[p]);

@@ -99,11 +99,12 @@ struct SampleGradient {
     sum(numbers);
     const auto inverse = [](Real length) { return length == 0 ? Real(0) : 1 / length; };  // a warp may see nothing
     const Real of_augmented = raw_image ? inverse_root(numbers[0]) : inverse(numbers[0]), of_seen = inverse(numbers[1]);
+    const Real scale = view_gradient_scale(of_seen, eps);
     const Real cosine = to_positive * Real(simt::gld(call.positives + sample));
     each([&](int e, int) {
       to_augmented[e] = unit_gradient(of_augmented, to_augmented[e], to_positive, seen[e],
                                       cosine + numbers[2] * of_augmented, image[e] * (raw_image ? of_augmented : 1));
-      to_seen[e] = unit_gradient(of_seen, to_seen[e], to_positive, adjoint[e], cosine + numbers[3] * of_seen, gram[e]);
+      to_seen[e] = unit_gradient(scale, to_seen[e], to_positive, adjoint[e], cosine + numbers[3] * of_seen, gram[e]);
     });
   }
 

@@ -14,6 +14,8 @@ from tests.cuda.cases import LAYOUTS, case_of
 from tests.cuda.launchers import Contrast, ContrastBackward, Scalar
 from tests.loss.test_contrast import check_shares
 from tests.loss.test_golden import DATA, call, expected, mse_floor
+from tests.loss.test_near_blind import check_rule, check_slivers
+from tests.loss.test_resample import UNSEEN, check_unseen
 from tests.support.cases import (
     VIEWS,
     WEIGHTINGS,
@@ -138,6 +140,21 @@ def test_whatever_the_loss_takes(kernels):
         assert_same_loss(actual, evaluate(case, "reference"), case)
 
     check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_near_blind_views(kernels, dtype):
+    with kernels.running():
+        check_rule("cuda", dtype)
+        check_slivers("cuda", dtype, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_cell_that_no_pixel_sees_has_no_share_in_any(kernels, dtype):
+    size, cells, unseen = UNSEEN[1]
+    with kernels.running():
+        for transform in (CropFlip.identity(3, size), torch.eye(3, dtype=torch.float64).expand(3, 3, 3)):
+            check_unseen("cuda", dtype, size, cells, unseen, transform)
 
 
 @pytest.mark.parametrize("layouts", [LAYOUTS, LAYOUTS[::-1]])

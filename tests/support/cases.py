@@ -250,7 +250,7 @@ def noise_floors(case: Case) -> dict[str, torch.Tensor]:
         seen = (fine if "aug" in name else apply_transform(fine, inverse)).flatten(1)
         norm = seen.norm(dim=1)
         units[name] = seen / norm[:, None]
-        scale = 0.01 * weight / (norm * sums.clamp_min(1e-3))
+        scale = 0.01 * weight / (norm.clamp_min(given["eps"]) * sums.clamp_min(1e-3))
         scale[norm == 0] = 0
         floors[name] = scale * gradients.flatten(1).abs().amax(dim=1)
         floors[other] = scale * features.flatten(1).abs().amax(dim=1) * features[0, 0].numel()

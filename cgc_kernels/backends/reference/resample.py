@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ...transforms import CropFlip
-from .near_dead import damp_near_dead
+from .damping import damp_near_blind, damp_near_dead
 
 
 def resample(
@@ -29,8 +29,8 @@ def resample(
         rows, keys: [B, S_h * S_w], unit vectors whose products are the cosines that `objective` contrasts.
         positives: [B], cosine of the augmented map and the transformed original.
     """
-    augmented = unit(fine_maps(aug_heatmaps, image_size, eps))
-    transformed = unit(apply(fine_maps(heatmaps, image_size, eps), transform))
+    augmented = unit(fine_maps(aug_heatmaps, image_size, eps), eps)
+    transformed = unit(apply(fine_maps(heatmaps, image_size, eps), transform), eps)
     positives = (augmented * transformed).sum(dim=1)
     if objective == "released":
         return augmented, augmented, positives
@@ -51,15 +51,37 @@ def apply(maps: torch.Tensor, transform: CropFlip | torch.Tensor) -> torch.Tenso
     return _warp(maps, transform)
 
 
-def unit(maps: torch.Tensor) -> torch.Tensor:
-    """Flattened maps divided by their L2 norm, [B, S_h * S_w]; a map that is zero stays zero."""
-    flat = maps.flatten(start_dim=1)
-    square = flat.square().sum(dim=1, keepdim=True)  # pairwise; vector_norm loses two digits over S^2 float32 terms
-    return flat / torch.where(square == 0, 1.0, square).sqrt()
+def unit(maps: torch.Tensor, eps: float) -> torch.Tensor:
+    """Flattened maps divided by their L2 norm, [B, S_h * S_w]; a map that is zero stays zero.
+
+    In two steps, the first by the norm as a number: the derivative of 1 / norm would overflow where a view is
+    near-blind.
+    """
+    norms = _norms(maps.detach())
+    maps = damp_near_blind(maps / norms[:, None, None], norms, eps)
+    return (maps / _norms(maps)[:, None, None]).flatten(start_dim=1)
+
+
+def _norms(maps):
+    square = maps.double().square().sum(dim=(1, 2))  # of a near-blind view below float32's range
+    return torch.where(square == 0, 1.0, square).sqrt().to(maps.dtype)
 
 
 def _upsample(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    """Bilinear, align_corners=False."""
+    return _stretch(_stretch(maps, 1, size[0]), 2, size[1])
+
+
+def _stretch(maps, dim, size):
+    """Along one axis; as integers, in units of 1 / (2 size), the positions are exact: F.interpolate rounds them, and so
+    gives a share of 1e-15 to a value that a pixel does not see."""
+    values, pixel = maps.shape[dim], torch.arange(size, device=maps.device)
+    position = ((2 * pixel + 1) * values - size).clamp(0, (values - 1) * 2 * size)
+    low = position // (2 * size)
+    share = ((position % (2 * size)).double() / (2 * size)).to(maps.dtype)
+    share = share[:, None] if dim == 1 else share
+    at_low, at_high = maps.index_select(dim, low), maps.index_select(dim, (low + 1).clamp_max(values - 1))
+    return at_low * (1 - share) + at_high * share
 
 
 def _crop_flip(fine, top, left, height, width, flip):
@@ -79,5 +101,7 @@ def _warp(maps: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     x, y, z = torch.einsum("bij,jhw->ibhw", inverse, torch.stack([x, y, torch.ones_like(x)]))
     grid = torch.stack([(2 * x / z + 1) / columns - 1, (2 * y / z + 1) / rows - 1], dim=-1)
     outside = (z <= 0) | ~grid.isfinite().all(dim=-1)
-    grid = torch.where(outside[..., None], -10.0, grid).clamp(-10, 10).to(maps.dtype)
-    return F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+    grid = torch.where(outside[..., None], -10.0, grid).clamp(-10, 10)
+    fine = maps[:, None].to(grid.dtype)  # not the grid to float32, in which a sliver of a pixel is lost
+    seen = F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return seen[:, 0].to(maps.dtype)

@@ -41,7 +41,7 @@ def resample(
         seen, square, _ = apply(_Crop, original, *crop_products(transform, coarse))
     else:
         seen, square = warp(original, transform, *coarse.upsample)
-    unit, image, seen, positives, *_ = apply(_Cosines, augmented, seen, square, *coarse.gram)
+    unit, image, seen, positives, *_ = apply(_Cosines, augmented, seen, square, *coarse.gram, eps)
     rows, keys = (unit, image) if objective == "released" else (seen, unit)
     dtype = heatmaps.dtype
     return (
@@ -109,11 +109,12 @@ class _Cosines(torch.autograd.Function):
     """a / ||a||, K a K / ||a|| and T(o) / ||T(o)||, [B, H, W], of the augmented maps a and the originals as they are
     seen, and the cosine of each pair, [B]; and 1 / ||a||, 1 / ||T(o)||, [B, 1, 1].
 
-    seen: U^T T(o) U, [B, H, W]; square: ||T(o)||^2, [B, 1, 1].
+    seen: U^T T(o) U, [B, H, W]; square: ||T(o)||^2, [B, 1, 1]. The gradient of a view with ||T(o)|| < eps, near-blind,
+    is multiplied by ||T(o)|| / eps.
     """
 
     @staticmethod
-    def forward(augmented, seen, square, gram_y, gram_x):
+    def forward(augmented, seen, square, gram_y, gram_x, eps):
         image = sandwich(gram_y, augmented, gram_x)
         scale, seen_scale = _inverse_root(dot(augmented, image)), _inverse_root(square)
         unit, seen = augmented * scale, seen * seen_scale
@@ -124,7 +125,8 @@ class _Cosines(torch.autograd.Function):
         unit, image, seen, _, scale, seen_scale = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(scale, seen_scale)
-        ctx.save_for_backward(unit, image, seen, scale, seen_scale, *inputs[3:])
+        ctx.save_for_backward(unit, image, seen, scale, seen_scale, *inputs[3:5])
+        ctx.eps = inputs[5]
 
     @staticmethod
     def backward(ctx, *grads):
@@ -135,9 +137,9 @@ class _Cosines(torch.autograd.Function):
         grad_positives = grad_positives[:, None, None]
         grad_unit = sandwich(gram_y, grad_image, gram_x, plus=torch.addcmul(grad_unit, grad_positives, seen))
         grad_augmented = torch.addcmul(grad_unit, dot(grad_unit, unit), image, value=-1) * scale
-        grad_seen = torch.addcmul(grad_seen, grad_positives, unit) * seen_scale
+        grad_seen = torch.addcmul(grad_seen, grad_positives, unit) * seen_scale.clamp_max(1 / ctx.eps)
         grad_square = dot(grad_seen, seen) * seen_scale * -0.5
-        return grad_augmented, grad_seen, grad_square, None, None
+        return grad_augmented, grad_seen, grad_square, None, None, None
 
 
 def _inverse_root(square):

@@ -27,7 +27,8 @@ class Grid(NamedTuple):
     share: torch.Tensor  # u_H u_W^T [H, W]: of every cell in the sum of the fine map
     rows: torch.Tensor  # [2, S, 2n]: every row of U, and the next one minus it
     last: torch.Tensor  # [2, 1, 1]: index of the last row
-    centres: torch.Tensor  # [2, 1, S]: of the pixels, as shares of the view
+    size: torch.Tensor  # [2, 1, 1]: of the view
+    centres: torch.Tensor  # [2, 1, S]: of the pixels, in halves of a pixel
     mirror: torch.Tensor  # [2, 1, S]: from a centre to that of the mirrored pixel; 0 along y
     axes: torch.Tensor  # [2, 1, 1]: 0 and 1
 
@@ -68,25 +69,29 @@ def _grid(height, width, rows, columns, device):
     padded = torch.stack([F.pad(u, (0, cells - u.shape[1], 0, pixels - u.shape[0])) for u in upsample])
     axes = torch.arange(2, device=device)[:, None, None]  # from numbers on the host alone, which a capture allows
     size = height + (width - height) * axes
-    centres = (torch.arange(pixels, dtype=dtype, device=device) + 0.5) / size
+    centres = 2 * torch.arange(pixels, dtype=dtype, device=device) + 1
     return Grid(
         upsample,
         tuple(u.T @ u for u in upsample),
         torch.outer(*(u.sum(dim=0) for u in upsample)),
         torch.cat((padded, padded.diff(dim=1, append=padded[:, -1:])), dim=2),
         (size - 1).to(dtype),
-        centres,
-        axes * (1 - 2 * centres),
+        size.to(dtype),
+        centres.expand(2, 1, -1),
+        axes * (2 * size - 2 * centres),
         axes,
     )
 
 
 def upsampling(size: int, cells: int, device: torch.device) -> torch.Tensor:
-    """U, [size, cells]: bilinear upsampling of `cells` values to `size` (align_corners=False) as a matrix."""
-    dtype = widest_dtype(device)
-    pixels = torch.arange(size, dtype=dtype, device=device)
-    position = ((pixels + 0.5) * (cells / size) - 0.5).clamp(0, cells - 1)
-    return (1 - (position[:, None] - torch.arange(cells, dtype=dtype, device=device)).abs()).clamp_min(0)
+    """U, [size, cells]: bilinear upsampling of `cells` values to `size` (align_corners=False) as a matrix.
+
+    From integers, in units of 1 / (2 size), in which positions are exact: what a pixel does not see has no share in it.
+    """
+    pixels, twice = torch.arange(size, device=device), 2 * size
+    position = ((2 * pixels + 1) * cells - size).clamp(0, (cells - 1) * twice)
+    distance = (position[:, None] - twice * torch.arange(cells, device=device)).abs()
+    return (twice - distance).clamp_min(0).to(widest_dtype(device)) / twice
 
 
 def crop_products(transform: CropFlip, grid: Grid) -> tuple[torch.Tensor, ...]:
@@ -116,11 +121,13 @@ def _products(fields, grid):
 def _crop_rows(fields, grid):
     """R U, [2, b, S, n]: each row blends the two rows of U around the crop's clamped source position.
 
-    fields: top, left, height, width, flip [5, b, 1]. A crop outside the view reads no memory outside U.
+    fields: top, left, height, width, flip [5, b, 1]. Positions are exact where they are whole: a quotient of integers.
+    A crop outside the view reads no memory outside U.
     """
     start, length, flip = fields[:2], fields[2:4], fields[4]
-    position = torch.addcmul(start - 0.5, length, torch.addcmul(grid.centres, flip, grid.mirror))
-    position = torch.minimum(position.clamp_(start, start + length - 1).clamp_min_(0), grid.last)
+    position = torch.addcmul(-grid.size, length, torch.addcmul(grid.centres, flip, grid.mirror))
+    position = position.div_(2 * grid.size).add_(start).clamp_(start, start + length - 1)
+    position = torch.minimum(position.clamp_min_(0), grid.last)
     row = position.long()
     rows, steps = grid.rows[grid.axes, row].chunk(2, dim=3)
     return torch.addcmul(rows, (position - row)[..., None], steps)

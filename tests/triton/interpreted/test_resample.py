@@ -5,6 +5,8 @@ import torch
 
 from cgc_kernels import CropFlip, backends
 from cgc_kernels.options import OBJECTIVES
+from tests.loss.test_near_blind import check_rule, check_slivers
+from tests.loss.test_resample import UNSEEN, check_unseen
 from tests.operators import test_ops
 from tests.support.cases import crop_flip, warp, with_inverse
 from tests.support.compare import assert_close
@@ -71,6 +73,17 @@ def test_near_dead_heatmaps_have_damped_gradients():
             assert max(ours.abs().max(), theirs.abs().max()) < 1e-13
         else:
             assert_close(ours, theirs, 1e-9, what=f"gradient {i}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_near_blind_views(dtype):
+    check_rule("triton", dtype, ["dead"])
+    check_slivers("triton", dtype, 2)
+
+
+@pytest.mark.parametrize("transform", [CropFlip.identity(3, 7), torch.eye(3, dtype=torch.float64).expand(3, 3, 3)])
+def test_a_cell_that_no_pixel_sees_has_no_share_in_any(transform):
+    check_unseen("triton", torch.float32, *UNSEEN[0], transform)
 
 
 @pytest.mark.parametrize("given", test_ops.RESAMPLES)

@@ -146,9 +146,8 @@ def warp_weights(position, size, unit, CELLS: tl.constexpr, PADDED: tl.constexpr
     """Weights [N, PADDED] of coarse cells at positions [N], float64, of the fine axis: zero outside it."""
     cell = tl.arange(0, PADDED)[None, :]
     low = tl.floor(position).to(tl.int32)
-    share = (position - low).to(unit.dtype)
-    low_share = tl.where(low >= 0, 1 - share, 0)[:, None]
-    high_share = tl.where(low + 1 < size, share, 0)[:, None]
+    low_share = tl.where(low >= 0, (low + 1 - position).to(unit.dtype), 0)[:, None]
+    high_share = tl.where(low + 1 < size, (position - low).to(unit.dtype), 0)[:, None]
     at_low = hats(upsampled(low, size, CELLS)[:, None], cell, size, unit)
     return low_share * at_low + high_share * hats(upsampled(low + 1, size, CELLS)[:, None], cell, size, unit)
 

@@ -137,8 +137,10 @@ def resample_kernel(
         of_original = tl.where(view == pair, image, of_original)
         of_augmented = tl.where(view == pair - 2, image, of_augmented)
     if STRIDES is None:
+        # The length of the original does not count: lifted, the squares of a near-blind view stay in float32's range.
+        m = tl.where(view == 0, m * tl.minimum(1 / exactly(eps, D), 1e15), m)
         gram, seen, adjoint = warped(
-            o, a, top + sample * 9, size_h, size_w, unit_h, unit_w, False, H, W, H2, W2, STEP, D
+            of_view(m, 0), a, top + sample * 9, size_h, size_w, unit_h, unit_w, False, H, W, H2, W2, STEP, D
         )
         of_original = both(gram, seen)
         of_augmented = tl.where(view == 0, adjoint[None, :, :], of_augmented)
@@ -254,10 +256,12 @@ def resample_backward_kernel(
             arriving += passed
     arriving += grad_positive.to(D) * other
 
-    # Less its share along the map itself, whose length does not count; then through the normalisation.
+    # Less its share along the map itself, whose length does not count, damped where the view is near-blind, of a length
+    # below eps; then through the normalisation.
     length = inner(m, image)
     scale = tl.where(length == 0, 0, 1 / length)
-    grad = spread(scale) * (arriving - spread(inner(arriving, m) * scale) * image)
+    damped = tl.where(length < small, tl.where(length == 0, 0, 1 / small), scale)
+    grad = spread(damped) * (arriving - spread(inner(arriving, m) * scale) * image)
     along = inner(grad, heatmap) / (total + small)
     divisor = tl.where(total < NEAR_DEAD, NEAR_DEAD, total + small)
     grad = tl.where(inside, (grad - spread(along) * share) / spread(divisor), 0)

@@ -1,4 +1,4 @@
-"""The gradient of near-dead heatmaps (docs/mathematics.md)."""
+"""The gradients of near-dead heatmaps and of near-blind views (docs/mathematics.md, section 1)."""
 
 import torch
 
@@ -37,8 +37,17 @@ def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> to
     """`heatmaps` [B, H, W], unchanged; the gradient of those whose fine sum s [B] is below s_min = 1e-3 is multiplied
     by (s + eps) / s_min, which bounds what would otherwise grow like 1 / s (docs/mathematics.md)."""
     sums = sums.detach()
-    scale = torch.where(sums < NEAR_DEAD_SUM, (sums + eps) / NEAR_DEAD_SUM, torch.ones_like(sums))
-    scale = scale.to(heatmaps.dtype)
+    return _damp(heatmaps, torch.where(sums < NEAR_DEAD_SUM, (sums + eps) / NEAR_DEAD_SUM, torch.ones_like(sums)))
+
+
+def damp_near_blind(maps: torch.Tensor, norms: torch.Tensor, eps: float) -> torch.Tensor:
+    """`maps` [B, S_h, S_w], unchanged; the gradient of views whose norm ||T(m)|| [B] is below eps is multiplied by
+    ||T(m)|| / eps: a view that sees less and less of a pixel goes dark without a jump (docs/mathematics.md)."""
+    return _damp(maps, (norms.detach() / eps).clamp_max(1))
+
+
+def _damp(maps, scale):
+    scale = scale.to(maps.dtype)
     if torch.compiler.is_compiling():
-        return _Damp.apply(heatmaps, scale)
-    return double_backward.apply(_DampBothModes, heatmaps, scale)
+        return _Damp.apply(maps, scale)
+    return double_backward.apply(_DampBothModes, maps, scale)
