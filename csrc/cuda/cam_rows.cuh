@@ -8,8 +8,7 @@ namespace cgc::CGC_ISA {
 // Rows that a warp takes at once: with seven of 16 bytes a thread's registers are full, and a map of 7 x 7 is seven
 // rows for each warp.
 template <class A, class G, int V, bool elementwise>
-constexpr int rows_together = together < A,
-              G, V, elementwise, sizeof(A) == 8 ? 4 : 7 > ;
+constexpr int rows_together = together<A, G, V, elementwise, (sizeof(A) == 8 ? 4 : 7)>;
 
 // A warp takes a share of the positions, some of them at a time; its lanes take neighbouring channels.
 template <class A, class G, int V, bool elementwise>

@@ -64,8 +64,7 @@ struct ContrastSides {
   int batch, length;
 };
 
-// Slices of the 16 rows from `row` and of 64 columns, of which the next are on their way while these are multiplied; of
-// double, they would take too many registers.
+// Slices of 16 rows and of 64 columns. While they are multiplied the next are on their way, as far as registers do.
 template <class Acc>
 struct SliceStream {
   static constexpr bool ahead = sizeof(Acc) == 4;
@@ -117,17 +116,6 @@ CGC_HD inline int row_tiles(index_t count) { return int((count + tile_rows - 1) 
 CGC_HD inline int column_tiles(index_t batch) { return int((batch + tile_columns - 1) / tile_columns); }
 
 // ---- Launching
-
-// Calls visit(acc, slices) with the constants that hold the rows.
-template <class F>
-int with_contrast_types(const Contrast& call, F&& visit) {
-  const auto with_slices = [&](auto acc) {
-    if (call.length <= slice) return visit(acc, std::integral_constant<int, 1>{});
-    if (call.length <= 4 * slice) return visit(acc, std::integral_constant<int, 4>{});
-    return visit(acc, std::integral_constant<int, 16>{});
-  };
-  return call.float64 ? with_slices(double{}) : with_slices(float{});
-}
 
 struct ContrastForward {
   Contrast call;

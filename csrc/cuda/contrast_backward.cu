@@ -31,9 +31,13 @@ __global__ void __launch_bounds__(block_threads, 1) contrast_backward(const __gr
 }
 
 int launch_contrast_backward(const ContrastBackward& call, Stream& stream) {
-  return with_contrast_types(call.forward, [&](auto acc, auto slices) {
+  return with_type(call.forward.float64, [&](auto acc) {
     using Acc = decltype(acc);
-    return stream.start(&contrast_backward<Acc, decltype(slices)::value>, 2 * unsigned(row_tiles(call.forward.count)),
+    const index_t length = call.forward.length;
+    const auto kernel = length <= slice       ? &contrast_backward<Acc, 1>
+                        : length <= 4 * slice ? &contrast_backward<Acc, 4>
+                                              : &contrast_backward<Acc, 16>;
+    return stream.start(kernel, 2 * unsigned(row_tiles(call.forward.count)),
                         ContrastTiles<Acc>::elements * index_t(sizeof(Acc)), call);
   });
 }

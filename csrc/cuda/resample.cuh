@@ -70,21 +70,12 @@ struct ResampleShared {
   }
   __device__ __forceinline__ const Real* sums() const { return original - shape.height - shape.width; }
 
-  // The sample's matrices, of all samples', several loads of a thread at once.
+  // The sample's matrices, of all samples'.
   __device__ __forceinline__ void load_matrices(const void* all, index_t sample) const {
-    constexpr int together = 4;
     const int size = matrices_size(shape.height, shape.width);
     const Real* from = static_cast<const Real*>(all) + sample * size;
-#pragma unroll 1
-    for (int first = thread(); first < size; first += together * block_threads) {
-      Real values[together];
-      unrolled<together>([&](int i) {
-        if (first + i * block_threads < size) values[i] = simt::gld(from + first + i * block_threads);
-      });
-      unrolled<together>([&](int i) {
-        if (first + i * block_threads < size) matrices[first + i * block_threads] = values[i];
-      });
-    }
+#pragma unroll 4
+    for (int i = thread(); i < size; i += block_threads) matrices[i] = simt::gld(from + i);
   }
 };
 

@@ -14,7 +14,7 @@ from triton.runtime.jit import JITFunction
 
 from bench import codegen, codegen_page, sass
 from cgc_kernels.backends.triton.kernels import cgc
-from cgc_kernels.backends.triton.kernels.launch import ceil_div
+from cgc_kernels.backends.triton.kernels.launch import MANY_PROGRAMS, MANY_ROWS, ceil_div
 from cgc_kernels.options import MSE, OBJECTIVES
 
 SHARDS = 16  # for parallel workers: every launch belongs to one
@@ -23,8 +23,9 @@ SHARDS = 16  # for parallel workers: every launch belongs to one
 @functools.cache
 def every_launch():
     found = [launch for call in codegen.calls() for launch in codegen.launches(call)]
-    for objective in ("released", "paper"):
-        found += codegen.launches(codegen.Call(objective=objective), batch=8192, channels=16)  # tiles of many rows
+    for rows, _, _ in MANY_ROWS:
+        for objective in ("released", "paper"):
+            found += codegen.launches(codegen.Call(objective=objective), batch=MANY_PROGRAMS * rows, channels=16)
     return found
 
 

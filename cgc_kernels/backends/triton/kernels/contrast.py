@@ -178,7 +178,7 @@ def gradients_launch(batch, length, begin, count, dtype, symmetric=False) -> Lau
 
 
 def _launch(kernel, batch, length, begin, count, dtype, sides=1, cells=1, **fixed) -> Launch:
-    tile = contrasting(count, batch, length, dtype)
+    tile = contrasting(count, batch, length, dtype, kernel is contrast_kernel)
     fixed |= {"batch": batch, "begin": begin, "count": count, "LENGTH": length, "D": triton_dtype(dtype), **tile.blocks}
     return Launch(kernel, (ceil_div(count, tile.rows), sides, ceil_div(cells, tile.cells)), tile.options, fixed)
 

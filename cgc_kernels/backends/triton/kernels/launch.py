@@ -29,8 +29,10 @@ PROGRAMS = 16
 # Registers of a thread in the kernels that have few blocks, or much in each: left to itself, the assembler spills some
 # of them to fit more blocks on a multiprocessor.
 REGISTERS = 255
-# Rows beyond which programs of the contrast take more than the least, to read columns less often.
-MANY_ROWS = 4096
+# Of many short rows a program of the contrast takes more than the least, to read columns less often, as long as this
+# many programs are left: (rows, columns at once, warps). Backward the last of them, since registers would not do.
+MANY_PROGRAMS = 128
+MANY_ROWS = ((128, 32, 8), (64, 32, 4), (32, 32, 4))
 # Kinds of call whose launches are kept: a training has a few, one that resizes its images more.
 KINDS = 256
 
@@ -145,16 +147,18 @@ def resampling(height: int, width: int, warp: bool, forward: bool) -> Resampling
     return Resampling(step, {"num_warps": WARPS // 2 if halved else WARPS, "maxnreg": REGISTERS})
 
 
-def contrasting(count: int, batch: int, length: int, dtype: torch.dtype) -> Contrasting:
+def contrasting(count: int, batch: int, length: int, dtype: torch.dtype, forward: bool) -> Contrasting:
     """For gradients or losses of `count` rows, against all of a batch: as few for a program as a dot product takes,
     while these are few."""
-    short = length <= 64
-    rows, columns = (32, 32) if count > MANY_ROWS and short else (16, 64 if batch <= 64 else 128)
+    short, double = length <= 64, dtype == torch.float64
     cells = 64 if short else 32  # of more in two steps the registers would not do
-    if dtype == torch.float64:
+    many = MANY_ROWS if forward else MANY_ROWS[-1:]
+    tiles = [tile for tile in many if count >= MANY_PROGRAMS * tile[0] and short and not double]
+    rows, columns, warps = tiles[0] if tiles else (16, 128 if batch > 64 and (forward or not short) else 64, WARPS)
+    if double:
         columns = cells = 32
     # A short row is one step, which nothing is loaded ahead of; more stages would not fit every device's memory.
-    options = {"num_warps": WARPS, "num_stages": 1 if short else 2, "maxnreg": REGISTERS}
+    options = {"num_warps": warps, "num_stages": 1 if short else 2, "maxnreg": REGISTERS}
     return Contrasting(rows, columns, cells, options)
 
 
