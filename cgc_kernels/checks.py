@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from .grad_cam import CAM, GradCAMOutput
 from .options import OBJECTIVES, WEIGHTINGS, Options
-from .transforms import CropFlip, check_boxes, check_structure
+from .transforms import CropFlip, check_structure
+from .transforms.checks import check_boxes
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LARGEST_IMAGE = 1 << 16
