@@ -104,7 +104,8 @@ def test_every_instruction_set(backend, isa):
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     if run.stdout.strip() != isa:
         pytest.skip(f"this processor or this build has no {isa} path")
-    tests = ["test_golden.py", "test_cam.py", "test_contrast.py", "test_resample.py"]
+    stages = (file.name for stage in ("cam", "resample", "contrast") for file in ROOM.glob(f"test_{stage}*.py"))
+    tests = ["test_golden.py", *stages]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k"]
     command += ["cpp and not every_instruction_set and not slow", *(str(ROOM / test) for test in tests)]
     run = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
