@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgc_kernels import CropFlip, gradcam, heatmap_loss
-from cgc_kernels.backends.reference.resample import apply, fine_maps
+from cgc_kernels.backends.reference.resample import fine_maps, transform_maps
 from cgc_kernels.options import NEAR_DEAD_SUM, OBJECTIVES, contrasts
 from tests.loss.cases import random_maps, stage
 from tests.support.cases import (
@@ -68,7 +68,7 @@ def similarities_and_grads(backend, heatmaps, aug_heatmaps, transform, size, eps
 def magnitude(maps, transform, size, eps):
     """[B]: 1 / (norm * sum) of each original and augmented map, which is what gradients are made of."""
     fine = [fine_maps(m, size, eps) for m in maps]
-    seen = apply(fine[0], transform), fine[1]
+    seen = transform_maps(fine[0], transform), fine[1]
     for m, s in zip(maps, seen, strict=True):
         norm = s.flatten(1).norm(dim=1)
         sums = torch.nn.functional.interpolate(m[:, None], size=size, mode="bilinear").sum(dim=(1, 2, 3))

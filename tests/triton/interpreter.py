@@ -27,7 +27,7 @@ from triton.runtime import autotuner, interpreter
 from triton.runtime.interpreter import TensorHandle
 from triton.runtime.jit import _normalize_ty
 
-from tests.triton.interpreter_memory import Argument, Counts, Dot, Launch, OutOfBounds, Race, Races, Traffic
+from tests.triton.interpreter_memory import Argument, Counts, Dot, Launched, OutOfBounds, Race, Races, Traffic
 
 __all__ = ["Counts", "Dot", "OutOfBounds", "Race", "Traffic", "counting", "only_configuration", "program_order"]
 __all__ += ["repair", "unfit", "without_races"]
@@ -41,7 +41,7 @@ class _State:
     seed: int | None = None
     configuration: int | None = None
     races = False
-    launch = Launch("")
+    launch = Launched("")
 
 
 def unfit() -> str | None:
@@ -108,7 +108,7 @@ def _state(**changes):
 
 class _Executor(interpreter.GridExecutor):
     def __call__(self, *args, **kwargs):
-        with np.errstate(all="ignore"), warnings.catch_warnings(), _state(launch=Launch(self.fn.__name__)):
+        with np.errstate(all="ignore"), warnings.catch_warnings(), _state(launch=Launched(self.fn.__name__)):
             warnings.simplefilter("ignore", RuntimeWarning)
             if _State.counts:
                 _State.counts.launches.append(_State.launch)

@@ -41,4 +41,4 @@ def damp_near_dead(heatmaps: torch.Tensor, sums: torch.Tensor, eps: float) -> to
     scale = scale.to(heatmaps.dtype)
     if torch.compiler.is_compiling():
         return _Damp.apply(heatmaps, scale)
-    return double_backward.apply(_DampBothModes, heatmaps, scale)
+    return double_backward.apply_eagerly(_DampBothModes, heatmaps, scale)
