@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..devices import misplaced
+
 if TYPE_CHECKING:
     from .crop_flip import CropFlip
 
@@ -29,7 +31,7 @@ def check_structure(crop: "CropFlip") -> None:
             wanted = f"{list(shape)} like top" if field.ndim == 1 else "[B]"
             raise ValueError(f"CropFlip.{name} must have shape {wanted}, got {list(field.shape)}")
         if field.device != device:
-            raise ValueError(f"CropFlip.{name} must be on {device} like top, got {field.device}")
+            raise ValueError(misplaced(f"CropFlip.{name}", field, device, "top"))
 
 
 def check_values(crop: "CropFlip", image_size: int | Sequence[int]) -> None:
@@ -86,12 +88,12 @@ def check_pixels(tensor: Tensor, name: str) -> None:
 
 def height_width(size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:
     pair = (size, size) if isinstance(size, Integral) else size
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(_is_integer, pair)):
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_integer, pair)):
         raise TypeError(f"{name} must be an int or (height, width), got {size!r}")
     if min(pair) < 1:
         raise ValueError(f"{name} must be at least 1 pixel each way, got {size!r}")
     return int(pair[0]), int(pair[1])
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def is_integer(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
