@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import CAM, CGCLoss, CropFlip, GradCAMOutput, backends, cgc_loss, checks, gradcam, heatmap_loss
 from tests.loss.arguments import (
@@ -22,6 +21,7 @@ from tests.loss.arguments import (
     both,
     call,
 )
+from tests.support.dispatched import Dispatched
 
 pytestmark = pytest.mark.usefixtures("no_work")
 
@@ -144,26 +144,14 @@ def test_the_output_of_a_grad_cam_is_no_cam():
         call(aug_cam=out)
 
 
-class Operators(TorchDispatchMode):
-    """Those that run within it."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(function)
-        return function(*args, **(kwargs or {}))
-
-
 def test_an_affine_matrix_takes_nothing_from_the_host():
     """A constant that is copied to a GPU waits for it, and cannot be captured into a graph."""
     given = torch.eye(3)[:2].repeat(2, 1, 1)
-    with Operators() as operators:
+    with Dispatched() as dispatched:
         matrix = checks.matrix(given, given)
     assert torch.equal(matrix, torch.eye(3).repeat(2, 1, 1))
-    assert operators.seen
-    assert torch.ops.aten.lift_fresh.default not in operators.seen
+    assert dispatched.operators
+    assert torch.ops.aten.lift_fresh.default not in dispatched.operators
 
 
 def test_backend_is_checked_after_the_tensors():
