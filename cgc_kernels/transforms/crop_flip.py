@@ -128,7 +128,7 @@ class CropFlip(NamedTuple):
     def check(self, image_size: int | Sequence[int]) -> None:
         """Raise TypeError or ValueError unless this is a [B] batch of crops inside a view of ``image_size``.
 
-        Reads the values, so it synchronises when the tensors are on a GPU; :func:`check_structure` does not.
+        Reads the values, so it synchronises when the tensors are on a GPU; :func:`.check_structure` does not.
         """
         check_structure(self)
         check_values(self, image_size)
