@@ -8,7 +8,8 @@ JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()))")
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install
+# What is imported is compiled then; most of what is installed never is.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
 PYTEST := $(BIN)/python -m pytest
 SPHINX := $(BIN)/python -m sphinx -q -c docs
 # One thread a worker; tests of multi-threading ask for their threads.
