@@ -3,6 +3,7 @@
 import copy
 import doctest
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import cgc_kernels
 from cgc_kernels import CGCLoss, cgc_loss, gradcam, heatmap_loss, info
 from tests.support.cases import EVERY_BACKEND, VIEWS, evaluate, simple_case
 from tests.support.compare import assert_same_bits
+from tests.support.public import public_names
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -100,11 +102,12 @@ def test_a_number_as_image_size_is_a_square():
     assert_same_bits(square, evaluate(case, "auto")[0])
 
 
-@pytest.mark.parametrize("name", [name for name in cgc_kernels.__all__ if name != "__version__"])
+@pytest.mark.parametrize("name", [name for name in public_names() if not name.endswith("__")])
 def test_examples_of_the_docstrings_run(name):
-    names = {**vars(cgc_kernels), "torch": torch, "nn": torch.nn}
+    module, _, attribute = name.rpartition(".")
+    names = {**vars(cgc_kernels), **vars(import_module(module)), "torch": torch, "nn": torch.nn}
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for test in doctest.DocTestFinder().find(getattr(cgc_kernels, name), name, module=False, extraglobs=names):
+    for test in doctest.DocTestFinder().find(names[attribute], name, module=False, extraglobs=names):
         assert runner.run(test).failed == 0, test.name
 
 

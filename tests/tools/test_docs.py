@@ -1,8 +1,6 @@
 """What the documents name is there: files, links, headings; every public name has its place, and the site builds."""
 
-import importlib.util
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -10,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import cgc_kernels
 from tests.support import ROOT
+from tests.support.public import exported, public_names
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 PATH = re.compile(r"(?<![\w/.])(?:[\w.-]+/)+(?:[\w.-]*\w)?")  # what has a slash in it
@@ -62,13 +60,6 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(path), target
 
 
-def exported(module: str) -> set[str]:
-    """What a module says it exports, by full names; one that says nothing is not imported."""
-    if "\n__all__ = " not in Path(importlib.util.find_spec(module).origin).read_text():
-        return set()
-    return {f"{module}.{name}" for name in importlib.import_module(module).__all__}
-
-
 def documented() -> set[str]:
     """What docs/api.md has Sphinx document."""
     named = set(re.findall(r"^\.\. auto(?:function|class|data):: (\S+)", text("docs/api.md"), re.MULTILINE))
@@ -77,13 +68,7 @@ def documented() -> set[str]:
 
 
 def test_every_public_name_is_in_the_api():
-    """Those of the package; and of its modules what the package does not export as well."""
-    found = {module.name for module in pkgutil.iter_modules(cgc_kernels.__path__) if not module.name.startswith("_")}
-    modules = [f"cgc_kernels.{name}" for name in found - {"ops"}]  # which exports to backends
-    package = exported("cgc_kernels")
-    names = {name for module in modules for name in exported(module)}
-    names = {name for name in names if f"cgc_kernels.{name.split('.')[-1]}" not in package}
-    missing = sorted((package | names) - documented())
+    missing = sorted(set(public_names()) - documented())
     assert missing == [], "docs/api.md must have a directive for each, or `automodule` with `:members:` for a module"
 
 
