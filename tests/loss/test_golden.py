@@ -98,7 +98,12 @@ def test_data_is_complete():
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("backend", [CPP])
 def test_every_instruction_set(backend, isa):
-    """Golden cases, all conversions and both memory formats of the cam stage once more in each compiled path."""
+    """Golden cases, all conversions and both memory formats of the cam stage in each compiled path but this process's.
+
+    That one is what the same tests run on here.
+    """
+    if isa == info()["cpp"]["instruction_set"]:
+        return
     env = {**os.environ, "CGC_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     code = "import cgc_kernels; print(cgc_kernels.info()['cpp']['instruction_set'])"
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
