@@ -8,8 +8,10 @@ JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()))")
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install
+# What is imported is compiled then; most of what is installed never is.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
 PYTEST := $(BIN)/python -m pytest
+SPHINX := $(BIN)/python -m sphinx -q -c docs
 # One thread a worker; tests of multi-threading ask for their threads.
 WORKERS := -n $(JOBS) --dist worksteal
 TEST := OMP_NUM_THREADS=1 $(PYTEST) tests $(WORKERS)
@@ -23,7 +25,7 @@ TORCH_INSTALLED := $(call stamp,torch,$(PYTHON) $(TORCH))
 INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CGC_CUDA) $(CGC_CUDA_ARCH) $(CUDA_HOME) $(CXX) $(CXXFLAGS) $(LDFLAGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train results test test-full bench lint gpu codegen mutants wheel-check clean
+.PHONY: help install train results test test-full bench lint docs links gpu codegen mutants wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -39,7 +41,7 @@ $(TORCH_INSTALLED):
 
 $(INSTALLED): $(TORCH_INSTALLED) pyproject.toml setup.py
 	rm -f $(VENV)/.installed-*
-	$(PIP) --no-build-isolation -e '.[train,test,bench,dev,recipes]'
+	$(PIP) --no-build-isolation -e '.[train,test,bench,docs,dev,recipes]'
 	touch $@
 
 # Written at the end of every build of the libraries, so it is older than whatever changed since.
@@ -72,6 +74,12 @@ lint: install ## ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(CPP),$(BIN)/clang-format --dry-run -Werror $(CPP))
+
+docs: install ## the pages as a site, with the API from its docstrings: build/docs/README.html
+	$(SPHINX) -W --keep-going -b html . build/docs
+
+links: install ## that the pages' links to other sites lead somewhere (needs the network)
+	$(SPHINX) -b linkcheck . build/links
 
 codegen: install ## registers, spills, occupancy and instructions of the GPU kernels, into build/codegen and docs/codegen.md
 	$(BIN)/python -m bench.cuda_codegen

@@ -63,7 +63,7 @@ counts once.
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-class Launch(NamedTuple):
+class Request(NamedTuple):
     """What a launcher asked for: a kernel, its arguments by name, and the options of the compiler."""
 
     case: str
@@ -131,7 +131,7 @@ def calls() -> list[Call]:
     return list(dict.fromkeys([*(Call(*one) for one in streams), *(Call(*one) for one in maps)]))
 
 
-def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Launch]:
+def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Request]:
     """What one forward and backward of the fused loss, and of the stages apart, launch."""
     shape = (batch, channels, *call.side)
     features, gradients = (torch.empty(shape, dtype=d, memory_format=LAYOUTS[call.layout]) for d in call.dtypes)
@@ -155,7 +155,7 @@ def launches(call: Call, batch: int = 64, channels: int = 512) -> list[Launch]:
     return found + apart
 
 
-def demanded(launch: Launch) -> tuple[int, int]:
+def demanded(launch: Request) -> tuple[int, int]:
     """Loads and stores of 16 bytes that a thread needs for one tile of each feature tensor, where the format of the
     features lets it have them: channels_last, or contiguous with H * W elements a multiple of 16 bytes."""
     given = launch.arguments
@@ -174,9 +174,9 @@ def demanded(launch: Launch) -> tuple[int, int]:
     return sum(map(accesses, loaded)), sum(map(accesses, stored))
 
 
-def covering(every: list[Launch]) -> list[tuple[Launch, int]]:
+def covering(every: list[Request]) -> list[tuple[Request, int]]:
     """Each launch on one architecture, all architectures in turn: what a test has the time for."""
-    by_kernel: dict[str, list[Launch]] = {}
+    by_kernel: dict[str, list[Request]] = {}
     for launch, _, _ in distinct(every, ARCHITECTURES[0]):
         by_kernel.setdefault(launch.kernel.__name__, []).append(launch)
     return [
@@ -197,14 +197,14 @@ def _stand_in(value):
 
 
 @contextmanager
-def recorded(case: str) -> Iterator[list[Launch]]:
+def recorded(case: str) -> Iterator[list[Request]]:
     """Kernels launched inside are not run, but noted."""
     found, run = [], JITFunction.run
 
     def note(self, *arguments, grid, warmup, **named):
         options = {name: named.pop(name) for name in OPTIONS if name in named}
         bound = self.signature.bind(*arguments, **named)
-        found.append(Launch(case, self, {key: _stand_in(value) for key, value in bound.arguments.items()}, options))
+        found.append(Request(case, self, {key: _stand_in(value) for key, value in bound.arguments.items()}, options))
 
     JITFunction.run = note
     try:
@@ -213,7 +213,7 @@ def recorded(case: str) -> Iterator[list[Launch]]:
         JITFunction.run = run
 
 
-def specialised(launch: Launch, architecture: int) -> tuple[ASTSource, dict]:
+def specialised(launch: Request, architecture: int) -> tuple[ASTSource, dict]:
     """The source as a launch would have specialised it, and the compiler's options."""
     kernel, backend = launch.kernel, make_backend(GPUTarget("cuda", architecture, 32))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -224,7 +224,7 @@ def specialised(launch: Launch, architecture: int) -> tuple[ASTSource, dict]:
     return ASTSource(kernel, signature, constants, attributes), options.__dict__
 
 
-def distinct(every: list[Launch], architecture: int) -> list[tuple[Launch, ASTSource, dict]]:
+def distinct(every: list[Request], architecture: int) -> list[tuple[Request, ASTSource, dict]]:
     """Launches that lead to different code, each once."""
     found = {}
     for launch in every:
@@ -233,7 +233,7 @@ def distinct(every: list[Launch], architecture: int) -> list[tuple[Launch, ASTSo
     return list(found.values())
 
 
-def instructions(launch: Launch, architecture: int) -> list[sass.Instruction]:
+def instructions(launch: Request, architecture: int) -> list[sass.Instruction]:
     """The machine code of a launch."""
     with _cubin(_compiled(launch, architecture)) as file:
         return _instructions(file)
@@ -252,12 +252,12 @@ def _cubin(kernel) -> Iterator[str]:
         yield file.name
 
 
-def _compiled(launch: Launch, architecture: int):
+def _compiled(launch: Request, architecture: int):
     source, options = specialised(launch, architecture)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
-def compiled(job: tuple[Launch, int], facts: bool = True) -> Code:
+def compiled(job: tuple[Request, int], facts: bool = True) -> Code:
     """Compile for one architecture and read the machine code; without facts in half the time."""
     launch, architecture = job
     kernel = _compiled(launch, architecture)
@@ -280,7 +280,7 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True).stdout
 
 
-def compile_all(jobs: list[tuple[Launch, int]], processes: int) -> Iterator[Code]:
+def compile_all(jobs: list[tuple[Request, int]], processes: int) -> Iterator[Code]:
     """Compile in parallel, in order. Forked, for a launch cannot be sent to another process but by inheritance."""
     global _jobs
     _jobs = jobs
@@ -288,7 +288,7 @@ def compile_all(jobs: list[tuple[Launch, int]], processes: int) -> Iterator[Code
         yield from pool.map(_compile_job, range(len(jobs)))
 
 
-_jobs: list[tuple[Launch, int]] = []
+_jobs: list[tuple[Request, int]] = []
 
 
 def _compile_job(index: int) -> Code:
@@ -315,7 +315,7 @@ def table(codes: list[Code]) -> str:
     return "\n".join(lines)
 
 
-def shown() -> list[tuple[Launch, int]]:
+def shown() -> list[tuple[Request, int]]:
     """What the page shows: the fused loss in the main case, each kernel once."""
     architecture = codegen_page.ARCHITECTURE
     every = distinct(launches(MAIN), architecture)

@@ -7,15 +7,17 @@ device synchronisation and breaks no graph: CPU tensors in eager mode.
 import functools
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from .devices import misplaced
 from .grad_cam import CAM, GradCAMOutput
 from .options import OBJECTIVES, WEIGHTINGS, Options
-from .transforms import CropFlip, check_boxes, check_structure
+from .transforms import CropFlip, check_structure
+from .transforms.checks import check_boxes, is_integer
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LARGEST_IMAGE = 1 << 16
@@ -253,7 +255,7 @@ def _tensor(value, dtypes: Sequence[torch.dtype], name: str, prefix: str = "") -
 
 def _same_device(tensor: torch.Tensor, device: torch.device, name: str, prefix: str = "") -> None:
     if tensor.device != device:
-        raise RuntimeError(f"{prefix}{name} must be on {device} like the first view, got {tensor.device}")
+        raise RuntimeError(misplaced(prefix + name, tensor, device, "the first view"))
 
 
 def _scalar(name: str, value, inclusive: bool = False) -> float:
@@ -265,8 +267,8 @@ def _scalar(name: str, value, inclusive: bool = False) -> float:
 
 
 def _image_size(value) -> tuple[int, int]:
-    size = (value, value) if _is_integer(value) else value
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or not (_is_integer(size[0]) and _is_integer(size[1])):
+    size = (value, value) if is_integer(value) else value
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not (is_integer(size[0]) and is_integer(size[1])):
         raise TypeError(f"image_size must be an int or (height, width), got {_describe(value)}")
     height, width = int(size[0]), int(size[1])
     if height < 1 or width < 1:
@@ -274,10 +276,6 @@ def _image_size(value) -> tuple[int, int]:
     if height > LARGEST_IMAGE or width > LARGEST_IMAGE:
         raise ValueError(f"image_size must be at most {LARGEST_IMAGE} pixels each way, got {value!r}")
     return height, width
-
-
-def _is_integer(value) -> bool:
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _describe(value) -> str:

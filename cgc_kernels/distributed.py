@@ -27,8 +27,8 @@ def over(backend: Backend, group: "dist.ProcessGroup", even: bool) -> Backend:
 
     even: every rank has the same number of samples, which then is not exchanged, so the host never waits for a GPU.
     """
-    shared = _Contrast.apply if backend.row_losses else _contrast_of_all
-    contrast, mean = functools.partial(shared, backend, group, even), functools.partial(_Mean.apply, group)
+    shared = _ContrastOfOwn.apply if backend.row_losses else _contrast_of_all
+    contrast, mean = functools.partial(shared, backend, group, even), functools.partial(_MeanOverRanks.apply, group)
     heatmap_loss = functools.partial(chain.heatmap_loss, backend.resample, contrast, mean=mean)
     losses = {"heatmap_loss": heatmap_loss, "cgc": functools.partial(chain.cgc, backend.cam, heatmap_loss)}
     return replace(backend, **{name: functools.partial(_eager, loss) for name, loss in losses.items()})
@@ -46,7 +46,7 @@ def _eager(loss, *args):
         return loss(*args)
 
 
-class _Contrast(torch.autograd.Function):
+class _ContrastOfOwn(torch.autograd.Function):
     """Mean loss of all ranks' rows; the gradient is that of the own part, times W."""
 
     @staticmethod
@@ -88,7 +88,7 @@ class _Gather(torch.autograd.Function):
         return None, None, *(ctx.world * grad[ctx.own] for grad in grads)
 
 
-class _Mean(torch.autograd.Function):
+class _MeanOverRanks(torch.autograd.Function):
     """Mean of the values [B] of all ranks; the gradient is that of the own part, times W."""
 
     @staticmethod

@@ -17,10 +17,10 @@ def refuse(ctx, *grads):
 
 def refused(grads, others):
     """`grads`, None among them, which refuse to be differentiated with respect to anything that `others` depend on."""
-    return tuple(None if grad is None else apply(_Refuse, grad, *others) for grad in grads)
+    return tuple(None if grad is None else apply_eagerly(_Refuse, grad, *others) for grad in grads)
 
 
-def apply(function: type[torch.autograd.Function], *inputs):
+def apply_eagerly(function: type[torch.autograd.Function], *inputs):
     """``function.apply``, of a function with a ``setup_context``, in eager mode: torch.func needs it, and elsewhere it
     costs more than small tensors do, since torch binds the arguments by signature."""
     transforming = torch._C._are_functorch_transforms_active()
@@ -61,7 +61,7 @@ class DifferentiableOnce(_Identity):
 
     @staticmethod
     def backward(ctx, grad):
-        return apply(_Refuse, grad)
+        return apply_eagerly(_Refuse, grad)
 
 
 class _Refuse(_Identity):

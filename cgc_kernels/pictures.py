@@ -26,7 +26,7 @@ def overlay(images: Tensor, heatmaps: Tensor) -> Tensor:
             scaled to its own maximum.
 
     Returns:
-        float32 [B, 3, S_h, S_w] or [3, S_h, S_w] in [0, 1], on the images' device: for ``SummaryWriter.add_images``,
+        float32 [B, 3, S_h, S_w] or [3, S_h, S_w] in [0, 1], on the images' device; for ``SummaryWriter.add_images``,
         ``torchvision.utils.save_image``, or ``.movedim(-3, -1)`` for matplotlib.
 
     Raises:

@@ -22,7 +22,7 @@ def _guarded(stage: Callable, *args):
     of the graph, and otherwise takes the gradient for a constant, as it does for every function that it compiles.
     """
     if not torch.compiler.is_compiling():
-        args = [double_backward.apply(DifferentiableOnce, a) if _needs_grad(a) else a for a in args]
+        args = [double_backward.apply_eagerly(DifferentiableOnce, a) if _needs_grad(a) else a for a in args]
     with torch.autocast(args[0].device.type, enabled=False):
         return stage(*args)
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import misplaced
+
 
 def find_logits(output: Any) -> Any:
     """The logits in what a classifier returned: its entry or attribute ``logits``, or the output itself."""
@@ -28,7 +30,7 @@ def choose_target(target: Tensor | None, logits: Tensor) -> Tensor:
     if target is None:
         return logits.detach().argmax(1)
     if target.device != logits.device:
-        raise RuntimeError(f"target must be on {logits.device} like the logits, got {target.device}")
+        raise RuntimeError(misplaced("target", target, logits.device, "the logits"))
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = (target < 0) | (target >= logits.shape[1])
         if bad.any():

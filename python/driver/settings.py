@@ -3,8 +3,6 @@
 Where a value comes from, the later the stronger: default, --preset, --config FILE, flag; with --resume, the run folder.
 """
 
-import argparse
-import difflib
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +10,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from . import sources
 from .data import DATASETS
 from .flags import integer, integers, number, one_of, option, word
 from .methods import METHODS
-from .presets import PRESETS, SUMMARIES, implied
+from .presets import PRESETS, implied
 from .storage import check_new, replacing
 
 CONFIG = "config.yaml"
@@ -200,7 +199,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
         >>> parse(["--epochs", "3"]).epochs
         3
     """
-    parser = _parser()
+    parser = sources.parser(FIELDS)
     given = vars(parser.parse_args(arguments))
     try:
         return _resumed(given) if given.get("resume") else _fresh(given)
@@ -219,7 +218,7 @@ def load(folder: str | Path) -> Settings:
     config = Path(folder, CONFIG)
     if not config.is_file():
         raise ValueError(f"{folder} must be a run folder, got one without a {CONFIG}")
-    saved = _read(config)
+    saved = sources.read(config, FIELDS)
     expected = kept(Settings()).keys()
     if saved.keys() != expected:
         raise ValueError(f"{config} must hold the settings {', '.join(expected)}; was it written by another version?")
@@ -234,7 +233,7 @@ def kept(settings: Settings) -> dict:
 
 def _fresh(given: dict) -> Settings:
     preset, config = given.pop("preset", None), given.pop("config", None)
-    own = {**(_read(Path(config)) if config else {}), **given}
+    own = {**(sources.read(Path(config), FIELDS) if config else {}), **given}
     preset = preset or implied(own.get("data", Settings.data))
     settings = Settings(**{**PRESETS[preset], **own})
     _check(settings)
@@ -257,7 +256,7 @@ def _resumed(given: dict) -> Settings:
         if given[name] != getattr(saved, name):
             where = Path(saved.output, CONFIG)
             raise ValueError(
-                f"{_flag(name)} must be {getattr(saved, name)} as in {where} to --resume, got {given[name]}"
+                f"{sources.flag(name)} must be {getattr(saved, name)} as in {where} to --resume, got {given[name]}"
             )
     settings = Settings(**{**asdict(saved), **given})
     if settings.seeds < saved.seeds:
@@ -265,34 +264,6 @@ def _resumed(given: dict) -> Settings:
         raise ValueError(f"--seeds must be at least {saved.seeds} as in {where} to --resume, got {settings.seeds}")
     _check(settings)
     return settings
-
-
-def _read(config: Path) -> dict:
-    """The settings of a YAML file, checked as flags are."""
-    try:
-        saved = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config must be a readable YAML file, got {config}: {error}") from None
-    if not isinstance(saved, dict):
-        raise ValueError(f"--config must be a YAML file of settings, name: value, got {config}")
-    return {(name := str(key).replace("-", "_")): _value(name, value, config) for key, value in saved.items()}
-
-
-def _value(name: str, value, config: Path):
-    if name not in FIELDS or name in ("output", "resume", "check"):
-        near = difflib.get_close_matches(name, FIELDS, n=3)
-        raise ValueError(
-            f"{config} must hold settings only, got {name!r}" + (f"; near it: {', '.join(near)}" * bool(near))
-        )
-    kind = FIELDS[name].metadata["kind"]
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} in {config} must be true or false, got {value!r}")
-        return value
-    try:
-        return kind(",".join(map(str, value)) if isinstance(value, list) else str(value))
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{name} in {config} {error}") from None
 
 
 def _check(settings: Settings) -> None:
@@ -344,50 +315,3 @@ def _rules_of_training(settings: Settings) -> list[tuple[bool, str]]:
             "--sync-batchnorm must not come with --freeze-batchnorm",
         ),
     ]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        usage="train.py [--flag [value]] ...",
-        description="Train a classifier whose Grad-CAM heatmaps are consistent. Without flags: a demo of a few minutes "
-        "on digits pasted on photographs, made on the spot.",
-        epilog="Methods: " + "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    groups = {}
-    for name, field in FIELDS.items():
-        title = field.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-            if title == WHAT:
-                _add_sources(groups[title])
-                groups[title] = groups[title].add_mutually_exclusive_group()
-        _add(groups[title], name, field)
-    return parser
-
-
-def _add_sources(group) -> None:
-    recipes = "; ".join(f"{name}: {text}" for name, text in SUMMARIES.items())
-    group.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"recipe (default: that of --data). {recipes}")
-    group.add_argument("--config", metavar="FILE", help="settings as YAML, such as a run folder's; flags override them")
-
-
-def _add(group, name: str, field) -> None:
-    kind, text = field.metadata["kind"], field.metadata["help"]
-    text = text.replace("%", "%%") + ("" if field.default in ("", ()) else f" (default: {_shown(field.default)})")
-    if kind is not bool:
-        group.add_argument(_flag(name), type=kind, metavar=kind.metavar, help=text)
-    elif name in ("compare", "resume", "check"):
-        group.add_argument(_flag(name), action="store_true", help=text)
-    else:
-        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
-
-
-def _shown(default) -> str:
-    return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -15,7 +15,7 @@ from tests.cuda.launchers import Contrast, ContrastBackward, Scalar
 from tests.loss.test_contrast import check_shares
 from tests.loss.test_golden import DATA, call, expected, mse_floor
 from tests.loss.test_near_blind import check_rule, check_slivers
-from tests.loss.test_resample import UNSEEN, check_unseen
+from tests.loss.test_resample_near_dead import UNSEEN, check_unseen
 from tests.support.cases import (
     VIEWS,
     WEIGHTINGS,

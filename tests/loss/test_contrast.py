@@ -9,24 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import backends
 from tests.support.cases import BACKENDS, CPP, EVERY_BACKEND, examples, generators
 from tests.support.compare import assert_close, assert_low_precision, assert_same_bits
-
-
-class Dispatched(TorchDispatchMode):
-    """The operators that are called, in order."""
-
-    def __enter__(self):
-        self.operators = []
-        return super().__enter__()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operators.append(function)
-        return function(*args, **(kwargs or {}))
-
+from tests.support.dispatched import Dispatched
 
 # Around the sizes of vectors, of blocks and of strips of keys.
 BATCHES = [1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513]

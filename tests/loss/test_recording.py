@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cgc_kernels import CAM, CropFlip, cgc_loss, homography, record
-from cgc_kernels.backends.reference.resample import apply
+from cgc_kernels.backends.reference.resample import transform_maps
 
 SIZE = HEIGHT, WIDTH = 60, 80
 BILINEAR = v2.InterpolationMode.BILINEAR
@@ -144,7 +144,7 @@ class TestRecord:
         x, y = coordinates()
         view = (torch.sin(x / 9) + torch.cos(y / 7))[None]
         aug, matrix = record(PIPELINES["all"])(view)
-        warped = apply(view, torch.linalg.inv(matrix)[None])
+        warped = transform_maps(view, torch.linalg.inv(matrix)[None])
         near = inside(sources(matrix), margin=6)
         assert (warped - aug)[0][near].abs().max() < 0.02  # three interpolations against one
         assert (view - aug)[0][near].abs().max() > 0.3

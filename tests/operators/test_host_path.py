@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgc_kernels import CropFlip, cgc_loss, gradcam, heatmap_loss
 from cgc_kernels.ops.cam import prepare
@@ -14,6 +13,7 @@ from cgc_kernels.ops.resample import transform_tensors
 from cgc_kernels.options import OBJECTIVES
 from tests.support.cases import CPP, VIEWS, WEIGHTINGS, simple_case
 from tests.support.compare import assert_close, assert_same_bits
+from tests.support.dispatched import Dispatched
 
 pytestmark = pytest.mark.parametrize("backend", [CPP])
 SIZE = (9, 11)
@@ -21,18 +21,6 @@ SIZE = (9, 11)
 
 def weighted(pooled, weighting, **settings):
     return simple_case(pooled=pooled, weighting=weighting, consistency=0.6, **settings)
-
-
-class Dispatched(TorchDispatchMode):
-    """The operators that reach the kernels."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def through_the_operator(case, leaves, namespace="cgc_kernels"):
@@ -93,8 +81,10 @@ def test_one_operator_each_way_and_nothing_else(backend, weighting):
         loss = case.loss(leaves, backend)
     with Dispatched() as backward:
         torch.autograd.grad(loss, leaves, torch.ones_like(loss))
-    assert forward.names == ["cgc_kernels.cgc.default"]
-    assert [name for name in backward.names if "ones_like" not in name] == ["cgc_kernels.cgc_backward.default"]
+    assert forward.operators == [torch.ops.cgc_kernels.cgc.default]
+    assert [op for op in backward.operators if "ones_like" not in str(op)] == [
+        torch.ops.cgc_kernels.cgc_backward.default
+    ]
 
 
 def test_the_node_of_each_stage_is_named_after_it(backend):
@@ -110,7 +100,7 @@ def test_without_gradients_nothing_is_kept(backend):
     for mode in (torch.no_grad, torch.inference_mode):
         with mode(), Dispatched() as forward:
             assert case.loss(case.leaves(), backend).grad_fn is None
-        assert "cgc_kernels.cgc.default" in forward.names
+        assert torch.ops.cgc_kernels.cgc.default in forward.operators
 
 
 # ---- Modes and transforms of torch

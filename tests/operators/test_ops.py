@@ -1,21 +1,14 @@
 """The operators of the library: torch's own checks of schema, fake kernel, autograd and AOT dispatch."""
 
-import json
 import math
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.library import opcheck
 from torch.utils._pytree import tree_map
 
-import cgc_kernels
 from cgc_kernels.ops.resample import transform_tensors
-from cgc_kernels.options import MSE, OBJECTIVES, PAPER, RELEASED, contrasts
+from cgc_kernels.options import MSE, PAPER, RELEASED, contrasts
 from tests.support.cases import CPP, lay_out, poison, simple_case, with_inverse
 from tests.support.compare import assert_same_bits
 
@@ -257,192 +250,6 @@ def test_every_operator_of_the_namespace_is_checked_here():
         if schema.name.startswith("cgc_kernels::")
     }
     assert registered == {*NAMES, "instruction_set"}
-
-
-@needs_library
-class TestGuards:
-    """Operators called directly refuse what would read out of bounds."""
-
-    def refused(self, name, *arguments, match=""):
-        with pytest.raises(RuntimeError, match=rf", {match}.* must .*, got "):
-            op(name)(*arguments)
-
-    def test_cam(self):
-        x = torch.rand(2, 3, 4, 5)
-        self.refused("cam", x[0], x, True, match="features")
-        self.refused("cam", x, x[:, :2], True, match="gradients")
-        self.refused("cam", x, x.double(), True, match="gradients")
-        self.refused("cam", x.double(), x, True, match="gradients")
-        self.refused("cam", x[..., ::2], x[..., ::2], True, match="features")
-        self.refused("cam", x, x.contiguous(memory_format=torch.channels_last), True, match="gradients")
-        self.refused("cam", x.int(), x.int(), True, match="features")
-        self.refused("cam", x, torch.rand(2, 4), False, match="gradients")
-
-    def test_cam_backward(self):
-        x, maps = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5)
-        self.refused("cam_backward", maps[:1], maps, x, x, True, True, match="grad_heatmaps")
-        self.refused("cam_backward", maps, maps.double(), x, x, True, True, match="heatmaps")
-        self.refused("cam_backward", maps.mT.contiguous().mT, maps, x, x, True, True, match="grad_heatmaps")
-
-    def test_resample(self):
-        maps, crops = torch.rand(2, 4, 5), self.crops()
-        rest = (8, 8, 1e-8, 0)
-        self.refused("resample", maps, maps[:, :3], crops, *rest, match="aug_heatmaps")
-        self.refused("resample", maps, maps.double(), crops, *rest, match="aug_heatmaps")
-        self.refused("resample", maps, maps, [c[:1] for c in crops], *rest, match=r"transform\[0\]")
-        self.refused("resample", maps, maps, [*crops[:4], crops[4].float()], *rest, match=r"transform\[4\]")
-        self.refused("resample", maps, maps, crops[:4], *rest, match="transform")
-        self.refused("resample", maps, maps, [], *rest, match="transform")
-        self.refused("resample", maps, maps, [torch.eye(3).expand(2, 3, 3)], *rest, match="transform")
-        self.refused("resample", maps, maps, crops, 0, 8, 1e-8, 0, match="height and width")
-        self.refused("resample", maps, maps, crops, 8, 8, 1e-8, len(OBJECTIVES), match="objective")
-        self.refused("resample", maps.half(), maps.half(), crops, *rest, match="heatmaps")
-
-    def test_resample_backward(self):
-        maps, crops = torch.rand(2, 4, 5), self.crops()
-        rest = (8, 8, 1e-8, 0)
-        rows, keys, positives, state = op("resample")(maps, maps, crops, *rest)
-        right = {"grad_rows": rows, "grad_keys": keys, "grad_positives": positives, "heatmaps": maps}
-        right |= {"aug_heatmaps": maps, "rows": rows, "keys": keys, "positives": positives}
-        right |= {"transform": crops, "state": state}
-        op("resample_backward")(*right.values(), *rest)
-        for name, given in right.items():
-            wrong = [f[:1] for f in crops] if name == "transform" else given[:1]
-            self.refused("resample_backward", *{**right, name: wrong}.values(), *rest)
-            if name not in ("transform", "heatmaps"):
-                halves = {**right, name: given.half()}
-                self.refused("resample_backward", *halves.values(), *rest, match=name)
-
-    def test_contrast(self):
-        rows, positives = torch.rand(4, 5), torch.rand(4, dtype=torch.float64)
-        rest = (0, 4, 0.5)
-        self.refused("contrast", rows, rows[:3], positives, *rest, match="keys")
-        self.refused("contrast", rows, rows, positives.float(), *rest, match="positives")
-        self.refused("contrast", rows, rows.T.contiguous().T, positives, *rest, match="keys")
-        self.refused("contrast_backward", rows, rows, rows, positives, positives, *rest, match="grad_loss")
-        loss, losses = op("contrast")(rows, rows, positives, 1, 2, 0.5)
-        self.refused("contrast_backward", loss, rows, rows, positives, losses, 1, 2, 0.5, match="row_losses")
-        for share in ((-1, 2), (4, 1), (1, 0), (0, 5), (2, 3)):
-            name = "count" if 0 <= share[0] < 4 else "first"
-            self.refused("contrast", rows, rows, positives, *share, 0.5, match=name)
-            self.refused("contrast_backward", loss, rows, rows, positives, positives, *share, 0.5, match=name)
-
-    def test_cgc(self):
-        x, crops = torch.rand(2, 3, 4, 5), self.crops()
-        rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
-        self.refused("cgc", x, x, x[:1], x[:1], crops, *rest, match="aug_features")
-        self.refused("cgc", x, x, x[:, :, :3], x[:, :, :3], crops, *rest, match="aug_features")
-        lower = x[:, :, :3].contiguous()
-        self.refused("cgc", x, x, lower, lower, crops, *rest, match="aug_features")
-        self.refused("cgc", x, x, x, lower, crops, *rest, match="aug_gradients")
-        self.refused("cgc", x, x, x.double(), x.double(), crops, *rest, match="aug_features")
-        self.refused("cgc", x, x, x, x, [c[:1] for c in crops], *rest, match="transform")
-
-    def test_cgc_backward(self):
-        x, crops = torch.rand(2, 3, 4, 5), self.crops()
-        rest = (8, 8, 0.5, True, 0, 0.0, 1e-8)
-        loss, saved = op("cgc")(x, x, x, x, crops, *rest)
-        for wrong in (saved[:-1], saved[::2], saved.float(), saved.view(-1, 2)):
-            self.refused("cgc_backward", loss, x, x, x, x, crops, wrong, *rest, 15, match="saved")
-        self.refused("cgc_backward", loss.half(), x, x, x, x, crops, saved, *rest, 15, match="grad_loss")
-
-    def test_what_was_got_is_told(self):
-        x = torch.rand(2, 3, 4, 5)
-        told = r"got float64 \[2, 3, 4, 5\] with strides \[60, 20, 5, 1\] on the CPU"
-        with pytest.raises(RuntimeError, match=told):
-            op("cam")(x, x.double(), True)
-
-    def crops(self):
-        return [torch.tensor([value, value]) for value in (0, 0, 8, 8)] + [torch.tensor([False, True])]
-
-
-# ---- Without the binary
-
-PURE = """
-import io, json, sys, torch
-import cgc_kernels
-from cgc_kernels.ops.resample import transform_tensors
-from torch._subclasses import FakeTensorMode
-
-found = {"file": cgc_kernels.__file__, "info": cgc_kernels.info()}
-with FakeTensorMode():
-    x = torch.empty(4, 3, 5, 6)
-    crops = [torch.empty(4, dtype=torch.int64)] * 5
-    outputs = torch.ops.cgc_kernels.cgc(x, x, x, x, crops, 8, 8, 0.5, False, 0, 0.0, 1e-8)
-    found["shapes"] = [list(t.shape) for t in outputs]
-    found["cam"] = [list(t.shape) for t in torch.ops.cgc_kernels.cam(x, x, True)]
-x = torch.rand(2, 3, 4, 4)
-crop = cgc_kernels.CropFlip.identity(2, 8)
-def loss(name):
-    return float(cgc_kernels.cgc_loss((x, x), (x, x), crop, image_size=8, backend=name))
-found["losses"] = {name: loss(name) for name in ("auto", "torch", "reference")}
-for key, call in {
-    "cpp": lambda: loss("cpp"),
-    "gradcam": lambda: cgc_kernels.gradcam(x, x, backend="cpp"),
-    "operator": lambda: torch.ops.cgc_kernels.cam(x, x, True),
-}.items():
-    try:
-        call()
-        found[key] = None
-    except Exception as error:
-        found[key] = [type(error).__name__, str(error)]
-print(json.dumps(found))
-"""
-
-
-@pytest.fixture(scope="module")
-def pure(tmp_path_factory):
-    """What a copy of the package without the compiled library says of itself."""
-    folder = tmp_path_factory.mktemp("pure")
-    ignore = shutil.ignore_patterns("*.so", "__pycache__", "_build.json")
-    shutil.copytree(Path(cgc_kernels.__file__).parent, folder / "cgc_kernels", ignore=ignore)
-    env = {**os.environ, "PYTHONPATH": str(folder)}
-    run = subprocess.run([sys.executable, "-c", PURE], env=env, capture_output=True, text=True, cwd=folder)
-    assert run.returncode == 0, run.stderr
-    report = subprocess.run([sys.executable, "-m", "cgc_kernels"], env=env, capture_output=True, text=True, cwd=folder)
-    assert report.returncode == 0, report.stderr
-    found = json.loads(run.stdout)
-    assert Path(found["file"]).is_relative_to(folder)
-    return {**found, "report": report.stdout}
-
-
-def test_schema_and_fake_exist_without_the_binary(pure):
-    assert pure["shapes"] == [[], [2 * 8 * 4 + 4 * (2 * 4 * 3 + (2 + 1 + 1 + 3) * 4 * 30)]]
-    assert pure["cam"] == [[4, 5, 6], [0]]
-    assert pure["operator"][0] == "NotImplementedError"
-
-
-def test_torch_serves_without_the_binary(pure):
-    losses = pure["losses"]
-    assert losses["auto"] == losses["torch"]
-    assert abs(losses["auto"] - losses["reference"]) < 1e-6
-    assert pure["info"]["auto"]["cpu"] == "torch"
-
-
-@pytest.mark.parametrize("call", ["cpp", "gradcam"])
-def test_explicit_cpp_raises_with_the_remedy_without_the_binary(pure, call):
-    kind, message = pure[call]
-    assert kind == "RuntimeError"
-    assert "backend must be one that can serve this call, got 'cpp'" in message
-    assert "were not built" in message
-    assert "install a C++17 compiler and run: CGC_CPP=1 pip install" in message
-
-
-def test_info_without_the_binary(pure):
-    backends = pure["info"]["backends"]
-    assert not backends["cpp"]["available"]
-    assert "never installed" in backends["cpp"]["reason"]
-    assert backends["torch"] == {"available": True, "reason": ""}
-    assert pure["info"]["cpp"] == {}
-
-
-def test_report_without_the_binary(pure):
-    lines = pure["report"].splitlines()
-    (cpp,) = (line for line in lines if line.startswith("cpp"))
-    assert cpp.split()[1] == "no"
-    assert "CGC_CPP=1 pip install" in cpp
-    assert "backend='auto' on cpu tensors: torch" in lines
-    assert not any("code on" in line for line in lines)
 
 
 @needs_library

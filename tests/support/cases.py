@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from cgc_kernels import CropFlip, cgc_loss, gradcam, info
-from cgc_kernels.backends.reference.resample import apply as apply_transform
-from cgc_kernels.backends.reference.resample import fine_maps
+from cgc_kernels.backends.reference.resample import fine_maps, transform_maps
 from cgc_kernels.options import OBJECTIVES
 from tests.support.compare import assert_close
 
@@ -247,7 +246,7 @@ def noise_floors(case: Case) -> dict[str, torch.Tensor]:
         heatmaps = gradcam(features, gradients, weighting=given["weighting"], backend="reference")
         fine = fine_maps(heatmaps, given["image_size"], given["eps"])
         sums = F.interpolate(heatmaps[:, None], size=given["image_size"], mode="bilinear").sum(dim=(1, 2, 3))
-        seen = (fine if "aug" in name else apply_transform(fine, inverse)).flatten(1)
+        seen = (fine if "aug" in name else transform_maps(fine, inverse)).flatten(1)
         norm = seen.norm(dim=1)
         units[name] = seen / norm[:, None]
         scale = 0.01 * weight / (norm.clamp_min(given["eps"]) * sums.clamp_min(1e-3))

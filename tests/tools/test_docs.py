@@ -1,12 +1,15 @@
-"""What the documents name is there: files, links, headings."""
+"""What the documents name is there: files, links, headings; every public name has its place, and the site builds."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.public import exported, public_names
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 PATH = re.compile(r"(?<![\w/.])(?:[\w.-]+/)+(?:[\w.-]*\w)?")  # what has a slash in it
@@ -55,3 +58,28 @@ def test_links_lead_somewhere(page):
         path = (ROOT / page).parent / name if name else ROOT / page
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
+
+
+def documented() -> set[str]:
+    """What docs/api.md has Sphinx document."""
+    named = set(re.findall(r"^\.\. auto(?:function|class|data):: (\S+)", text("docs/api.md"), re.MULTILINE))
+    modules = re.findall(r"^\.\. automodule:: (\S+)\n +:members:$", text("docs/api.md"), re.MULTILINE)
+    return named.union(*map(exported, modules))
+
+
+def test_every_public_name_is_in_the_api():
+    missing = sorted(set(public_names()) - documented())
+    assert missing == [], "docs/api.md must have a directive for each, or `automodule` with `:members:` for a module"
+
+
+def test_the_site_builds(tmp_path):
+    """With every page in its contents, every link and every role resolved, and the mathematics set."""
+    pytest.importorskip("myst_parser", reason="the site needs the extra docs")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    page = (tmp_path / "docs/api.html").read_text()
+    assert 'id="cgc_kernels.cgc_loss"' in page
+    assert "mathjax" in page
+    assert r"\operatorname{ReLU}" in page

@@ -16,6 +16,7 @@
 """
 
 import contextlib
+import dataclasses
 import random
 import warnings
 from typing import ClassVar
@@ -27,7 +28,7 @@ from triton.runtime import autotuner, interpreter
 from triton.runtime.interpreter import TensorHandle
 from triton.runtime.jit import _normalize_ty
 
-from tests.triton.interpreter_memory import Argument, Counts, Dot, Launch, OutOfBounds, Race, Races, Traffic
+from tests.triton.interpreter_memory import Argument, Counts, Dot, Launched, OutOfBounds, Race, Races, Traffic
 
 __all__ = ["Counts", "Dot", "OutOfBounds", "Race", "Traffic", "counting", "only_configuration", "program_order"]
 __all__ += ["repair", "unfit", "without_races"]
@@ -41,7 +42,7 @@ class _State:
     seed: int | None = None
     configuration: int | None = None
     races = False
-    launch = Launch("")
+    launch = Launched("")
 
 
 def unfit() -> str | None:
@@ -60,8 +61,11 @@ def repair() -> None:
     if _State.repaired:
         return
     _State.repaired = True
-    interpreter.interpreter_builder.__class__ = _Builder
-    interpreter.interpreter_builder.codegen_fns["min_dot_size"] = _min_dot_size
+    builder = interpreter.interpreter_builder
+    builder.__class__ = _Builder
+    # Without debug it computes which integers overflow and looks at none: half of a kernel's time.
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    builder.codegen_fns["min_dot_size"] = _min_dot_size
     interpreter.GridExecutor = _Executor
     interpreter.InterpretedFunction.__call__ = _call_device_function
     interpreter._convert_float = _convert_float
@@ -108,7 +112,7 @@ def _state(**changes):
 
 class _Executor(interpreter.GridExecutor):
     def __call__(self, *args, **kwargs):
-        with np.errstate(all="ignore"), warnings.catch_warnings(), _state(launch=Launch(self.fn.__name__)):
+        with np.errstate(all="ignore"), warnings.catch_warnings(), _state(launch=Launched(self.fn.__name__)):
             warnings.simplefilter("ignore", RuntimeWarning)
             if _State.counts:
                 _State.counts.launches.append(_State.launch)

@@ -45,7 +45,7 @@ class Dot(NamedTuple):
 class Argument:
     """A tensor given to a launch: the bytes a kernel may touch through it."""
 
-    def __init__(self, launch: Launch, name: str, tensor: torch.Tensor):
+    def __init__(self, launch: Launched, name: str, tensor: torch.Tensor):
         self.launch, self.name, self.tensor = launch, name, tensor
         self.start = tensor.data_ptr()
         last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -55,7 +55,7 @@ class Argument:
         return f"{self.name} {tuple(self.tensor.shape)} of {self.launch.kernel}"
 
 
-class Launch:
+class Launched:
     """One launch: kernel, grid, tensors by parameter name."""
 
     def __init__(self, kernel: str):
@@ -75,7 +75,7 @@ class Counts:
     """What ran inside `counting()`."""
 
     def __init__(self):
-        self.launches: list[Launch] = []
+        self.launches: list[Launched] = []
         self.dots: Counter[Dot] = Counter()
         self._traffic: dict[tuple[Argument, str], Traffic] = {}
 
@@ -112,7 +112,7 @@ class Counts:
     def _sum(self, kind, tensor):
         given = [argument for launch in self.launches for argument in launch.arguments.values()]
         if tensor is not None:
-            whole = Argument(Launch(""), "", tensor)
+            whole = Argument(Launched(""), "", tensor)
             given = [a for a in given if whole.start <= a.start and a.stop <= whole.stop]
             if not given:
                 raise LookupError(f"no kernel was given this tensor {tuple(tensor.shape)}, or a part of it")

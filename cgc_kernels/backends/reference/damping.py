@@ -50,4 +50,4 @@ def _damp(maps, scale):
     scale = scale.to(maps.dtype)
     if torch.compiler.is_compiling():
         return _Damp.apply(maps, scale)
-    return double_backward.apply(_DampBothModes, maps, scale)
+    return double_backward.apply_eagerly(_DampBothModes, maps, scale)

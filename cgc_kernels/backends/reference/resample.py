@@ -30,7 +30,7 @@ def resample(
         positives: [B], cosine of the augmented map and the transformed original.
     """
     augmented = unit(fine_maps(aug_heatmaps, image_size, eps), eps)
-    transformed = unit(apply(fine_maps(heatmaps, image_size, eps), transform), eps)
+    transformed = unit(transform_maps(fine_maps(heatmaps, image_size, eps), transform), eps)
     positives = (augmented * transformed).sum(dim=1)
     if objective == "released":
         return augmented, augmented, positives
@@ -44,7 +44,7 @@ def fine_maps(heatmaps: torch.Tensor, image_size: tuple[int, int], eps: float) -
     return fine / (fine.sum(dim=(1, 2), keepdim=True) + eps) + eps
 
 
-def apply(maps: torch.Tensor, transform: CropFlip | torch.Tensor) -> torch.Tensor:
+def transform_maps(maps: torch.Tensor, transform: CropFlip | torch.Tensor) -> torch.Tensor:
     """T(m) for every map of [B, S_h, S_w]."""
     if isinstance(transform, CropFlip):
         return torch.stack([_crop_flip(m, *crop) for m, *crop in zip(maps, *transform, strict=True)])

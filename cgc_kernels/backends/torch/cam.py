@@ -6,7 +6,7 @@ import torch
 
 from ...options import accumulation_dtype
 from .chunks import samples
-from .function import apply
+from .function import apply_in_reverse
 
 # Elements of a temporary: large enough to be efficient, small beside a feature tensor.
 CHUNK_ELEMENTS = 1 << 21
@@ -19,11 +19,11 @@ def cam(features: torch.Tensor, gradients: torch.Tensor, weighting: str) -> torc
     Sums with a weight for each channel are matrix products, of float32 as exact as torch's matmul precision says.
     """
     if weighting == "gradcam" and gradients.dim() == 4:
-        gradients = apply(_Mean, gradients, accumulation_dtype(features))
-    return torch.relu(apply(_WeightedSum, features, gradients))
+        gradients = apply_in_reverse(_MeanOverSpace, gradients, accumulation_dtype(features))
+    return torch.relu(apply_in_reverse(_WeightedSum, features, gradients))
 
 
-class _Mean(torch.autograd.Function):
+class _MeanOverSpace(torch.autograd.Function):
     """Mean of G [B, C, H, W] over space, in `dtype`; its gradient is constant over space: expanded with stride 0."""
 
     @staticmethod

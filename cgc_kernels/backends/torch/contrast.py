@@ -16,7 +16,7 @@ def contrast(rows: torch.Tensor, keys: torch.Tensor, positives: torch.Tensor, te
     """
     if torch.compiler.is_compiling():
         return _Contrast.apply(rows, keys, positives, temperature)[0]
-    return double_backward.apply(_ContrastBothModes, rows, keys, positives, temperature)[0]
+    return double_backward.apply_eagerly(_ContrastBothModes, rows, keys, positives, temperature)[0]
 
 
 def row_losses(

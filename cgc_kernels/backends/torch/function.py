@@ -7,11 +7,11 @@ import torch
 from ... import double_backward
 
 
-def apply(function: type[torch.autograd.Function], *inputs):
+def apply_in_reverse(function: type[torch.autograd.Function], *inputs):
     """``function.apply``, of a function with a ``setup_context``, differentiated once and in reverse mode."""
     if torch.compiler.is_compiling():
         return function.apply(*inputs)
-    return double_backward.apply(_in_reverse(function), *inputs)
+    return double_backward.apply_eagerly(_in_reverse(function), *inputs)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 
 from ...options import NEAR_DEAD_SUM
 from ...transforms import CropFlip
-from .function import apply
+from .function import apply_in_reverse
 from .resample_geometry import crop_products, dot, grid, sandwich
 from .resample_warp import warp
 
@@ -36,12 +36,12 @@ def resample(
         positives: [B]; float64 for "mse", whose 1 - positive cancels.
     """
     coarse = grid(image_size, heatmaps)
-    original, augmented, *_ = apply(_Normalise, heatmaps, aug_heatmaps, coarse.share, eps)
+    original, augmented, *_ = apply_in_reverse(_Normalise, heatmaps, aug_heatmaps, coarse.share, eps)
     if isinstance(transform, CropFlip):
-        seen, square, _ = apply(_Crop, original, *crop_products(transform, coarse))
+        seen, square, _ = apply_in_reverse(_Crop, original, *crop_products(transform, coarse))
     else:
         seen, square = warp(original, transform, *coarse.upsample)
-    unit, image, seen, positives, *_ = apply(_Cosines, augmented, seen, square, *coarse.gram, eps)
+    unit, image, seen, positives, *_ = apply_in_reverse(_Cosines, augmented, seen, square, *coarse.gram, eps)
     rows, keys = (unit, image) if objective == "released" else (seen, unit)
     dtype = heatmaps.dtype
     return (

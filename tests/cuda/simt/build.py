@@ -23,7 +23,7 @@ OUTPUT = ROOT / "build" / "simt"
 
 CXXFLAGS = [
     *("-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    "-gdwarf-4",  # addr2line finds the wrong file in version 5
+    *("-gdwarf-4", "-g1"),  # addr2line finds the wrong file in version 5, and asks for lines alone
     "-fno-strict-aliasing",  # kernels look at one piece of memory as uint4 and as bfloat16
     *("-fno-tree-vectorize", "-fno-tree-slp-vectorize"),  # an access of the source is an access of the binary
     "-fno-gnu-unique",  # two libraries with one kernel, as mutants are, share no variable
@@ -32,7 +32,7 @@ CXXFLAGS = [
 FLAVOURS = {
     "plain": [],
     "instrumented": ["-fsanitize=thread"],
-    "asan": ["-fsanitize=address", "-fno-omit-frame-pointer"],
+    "asan": ["-O1", "-fsanitize=address", "-fno-omit-frame-pointer"],  # at -O2 compilation takes twice as long
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from cgc_kernels import CropFlip, cgc_loss
 from cgc_kernels.backends.triton.kernels import launch
-from tests.loss import test_cgc, test_golden
+from tests.loss import test_cgc, test_cgc_inputs, test_cgc_repeats, test_golden
 from tests.operators import test_host_path, test_ops
 from tests.support.cases import (
     KINDS,
@@ -73,9 +73,11 @@ def test_float32_equals_torch(case):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("weighting", ["pooled", "gradcam", "elementwise"])
-@pytest.mark.parametrize("dtypes", test_cgc.DTYPES, ids=lambda d: "-".join(str(t).removeprefix("torch.") for t in d))
+@pytest.mark.parametrize(
+    "dtypes", test_cgc_inputs.DTYPES, ids=lambda d: "-".join(str(t).removeprefix("torch.") for t in d)
+)
 def test_dtypes_and_layouts(dtypes, weighting, layout):
-    test_cgc.test_dtypes_and_layouts("triton", dtypes, weighting, layout)
+    test_cgc_inputs.test_dtypes_and_layouts("triton", dtypes, weighting, layout)
 
 
 # (batch, channels, map, weighting, objective, transform, layout, dtype): every size at least once.
@@ -150,18 +152,18 @@ LAWS = [
     *[(test_cgc.test_a_warp_that_sees_nothing, (objective,)) for objective in test_cgc.OBJECTIVES],
     *[(test_cgc.test_infinity_is_never_a_finite_loss_by_accident, (o,)) for o in test_cgc.OBJECTIVES],
     *[(test_cgc.test_consistency_adds_exactly_its_term, (objective,)) for objective in test_cgc.OBJECTIVES],
-    *[(test_cgc.test_every_output_is_written, a) for a in zip(test_cgc.OBJECTIVES, WEIGHTINGS, strict=True)],
-    *[(test_cgc.test_eps_does_not_vanish_in_16_bits, (dtype,)) for dtype in (torch.bfloat16, torch.float16)],
+    *[(test_cgc_repeats.test_every_output_is_written, a) for a in zip(test_cgc.OBJECTIVES, WEIGHTINGS, strict=True)],
+    *[(test_cgc_inputs.test_eps_does_not_vanish_in_16_bits, (dtype,)) for dtype in (torch.bfloat16, torch.float16)],
     (test_cgc.test_mean_square_is_two_minus_two_cosines, ()),
     (test_cgc.test_the_stages_make_the_whole, ()),
-    (test_cgc.test_inputs_are_read_in_place, ()),
-    (test_cgc.test_saved_tensors_are_the_inputs_themselves, ()),
-    (test_cgc.test_upstream_gradient, ()),
-    (test_cgc.test_the_same_tensor_as_both_views, ()),
-    (test_cgc.test_matrices_in_float32_and_as_affine, ()),
-    (test_cgc.test_crops_in_any_integer_dtype, ("released", torch.int32, "columns")),
-    (test_cgc.test_crops_in_any_integer_dtype, ("paper", torch.uint8, "sliced")),
-    (test_cgc.test_crops_expanded_with_stride_0, ()),
+    (test_cgc_inputs.test_inputs_are_read_in_place, ()),
+    (test_cgc_inputs.test_saved_tensors_are_the_inputs_themselves, ()),
+    (test_cgc_inputs.test_upstream_gradient, ()),
+    (test_cgc_inputs.test_the_same_tensor_as_both_views, ()),
+    (test_cgc_inputs.test_matrices_in_float32_and_as_affine, ()),
+    (test_cgc_inputs.test_crops_in_any_integer_dtype, ("released", torch.int32, "columns")),
+    (test_cgc_inputs.test_crops_in_any_integer_dtype, ("paper", torch.uint8, "sliced")),
+    (test_cgc_inputs.test_crops_expanded_with_stride_0, ()),
 ]
 
 

@@ -6,7 +6,7 @@ import torch
 from cgc_kernels import CropFlip, backends
 from cgc_kernels.options import OBJECTIVES
 from tests.loss.test_near_blind import check_rule, check_slivers
-from tests.loss.test_resample import UNSEEN, check_unseen
+from tests.loss.test_resample_near_dead import UNSEEN, check_unseen
 from tests.operators import test_ops
 from tests.support.cases import crop_flip, warp, with_inverse
 from tests.support.compare import assert_close
