@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from cgc_kernels import CropFlip, GradCAM, gradcam
@@ -31,7 +32,11 @@ Explainer = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
 
 
 class EvaluationBatch(NamedTuple):
-    """Images of a split as a model sees them: normalised, [B, 3, S, S]."""
+    """Images of a split as a model sees them: normalised, [B, 3, S, S].
+
+    masks: bool [B, S, S], the labelled objects' pixels; nowhere true where they are not known. distractors: int64 [B],
+    another class that is in the image, -1 if none is known; distractor_masks: its object's pixels, likewise.
+    """
 
     original: Tensor
     augmented: Tensor
@@ -40,6 +45,9 @@ class EvaluationBatch(NamedTuple):
     boxes: Tensor
     box_counts: Tensor
     corrupt: Tensor
+    masks: Tensor
+    distractors: Tensor
+    distractor_masks: Tensor
 
     def to(self, device: torch.device) -> "EvaluationBatch":
         """The same on a device."""
@@ -244,6 +252,9 @@ def batches(
             torch.cat([item.boxes for item in items]),
             torch.tensor([len(item.boxes) for item in items]),
             torch.tensor([bool(item.problem) for item in items]),
+            torch.stack([item.mask for item in items]),
+            torch.tensor([item.distractor for item in items]),
+            torch.stack([item.distractor_mask for item in items]),
         )
 
 
@@ -265,6 +276,14 @@ def boxes_in_view(boxes: Tensor, size: tuple[int, int], side: int) -> Tensor:
     return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
 
 
+def mask_in_view(mask: Tensor, side: int) -> Tensor:
+    """A mask [H, W] of an image's pixels in its evaluation view, moved as its boxes are: bool [side, side]."""
+    width, height = resized_size(*mask.shape[::-1], side)
+    top, left = (round((length - side) / 2.0) for length in (height, width))
+    resized = interpolate(mask[None, None].float(), (height, width), mode="nearest-exact")[0, 0] > 0
+    return resized[top : top + side, left : left + side]
+
+
 def resized_size(width: int, height: int, side: int) -> tuple[int, int]:
     """Width and height after the shorter side became ``side`` * 256 / 224, as torchvision's Resize rounds them."""
     shorter = round(side * 256 / 224)
@@ -278,6 +297,9 @@ class _Item(NamedTuple):
     label: int
     boxes: Tensor
     problem: str
+    mask: Tensor
+    distractor_mask: Tensor
+    distractor: int
 
 
 class _Prepared(Dataset):
@@ -294,14 +316,20 @@ class _Prepared(Dataset):
 
     def _item(self, number: int) -> _Item:
         try:
-            image, label, boxes, _ = self.images[self.indices[number]]
+            image, label, boxes, _, mask, distractor, distractor_mask = self.images[self.indices[number]]
+            problem = ""
         except CorruptImage as error:
             if self.strict:
                 raise
-            return _Item(torch.full((3, self.side, self.side), 0.5), 0, torch.zeros(0, 4), str(error))
+            image, label, boxes = torch.full((3, self.side, self.side), 0.5), 0, torch.zeros(0, 4)
+            mask, distractor, distractor_mask, problem = None, -1, None, str(error)
+        masks = [mask, distractor_mask]
         if not isinstance(image, Tensor):
             boxes = boxes_in_view(boxes, image.size, self.side)
-        return _Item(as_tensor(original_view(image, self.side)), label, boxes, "")
+            masks = [None if own is None else mask_in_view(own, self.side) for own in masks]
+        nowhere = torch.zeros(self.side, self.side, dtype=torch.bool)
+        masks = [nowhere if own is None else own for own in masks]
+        return _Item(as_tensor(original_view(image, self.side)), label, boxes, problem, *masks, distractor)
 
 
 def as_tensor(image) -> Tensor:

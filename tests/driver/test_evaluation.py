@@ -52,6 +52,38 @@ def test_boxes_follow_the_image(size, side):
     assert moved == pytest.approx(expected, abs=max(1, side / min(size)))
 
 
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (224, 224), (333, 251), (40, 300)])
+@pytest.mark.parametrize("side", [64, 224])
+def test_masks_follow_the_image(size, side):
+    """A white disc in a black image: the mask is where the view is bright."""
+    width, height = size
+    across, down = np.arange(width) - 0.45 * width, np.arange(height) - 0.55 * height
+    disc = across**2 + down[:, None] ** 2 < (0.3 * min(size)) ** 2
+    view = np.array(original_view(Image.fromarray(disc).convert("RGB"), side))[..., 0] > 127
+    mask = evaluation.mask_in_view(torch.from_numpy(disc), side).numpy()
+    assert mask.shape == view.shape
+    assert (mask & view).sum() >= 0.95 * (mask | view).sum()
+
+
+def test_masks_come_with_the_batches(data):
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[3:5, 8:20] = True
+
+    class Masked:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return data.val[index]._replace(
+                **({"mask": mask, "distractor": 3, "distractor_mask": ~mask} if index else {})
+            )
+
+    (batch,) = evaluation.batches(Masked(), [0, 1], data, seed=0, stream="val")
+    assert torch.equal(batch.masks, torch.stack([torch.zeros_like(mask), mask]))
+    assert torch.equal(batch.distractor_masks, torch.stack([torch.zeros_like(mask), ~mask]))
+    assert batch.distractors.tolist() == [-1, 3]
+
+
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (333, 251)])
 def test_resized_size_is_torchvisions(size):
     from torchvision.transforms import functional

@@ -36,12 +36,18 @@ class Sample(NamedTuple):
         label: index of the class, -1 where there is no label.
         boxes: float32 [n, 4] of the labelled object; n = 0 where none is known.
         path: name of the image, its file where it has one.
+        mask: bool [H, W], the visible pixels of the labelled object; None where they are not known.
+        distractor: index of another class that is in the image as well, -1 where none is known.
+        distractor_mask: bool [H, W], the visible pixels of its object; None where there is none.
     """
 
     image: Image.Image | Tensor
     label: int
     boxes: Tensor
     path: str
+    mask: Tensor | None = None
+    distractor: int = -1
+    distractor_mask: Tensor | None = None
 
 
 class Record(NamedTuple):
