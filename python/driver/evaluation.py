@@ -16,6 +16,17 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from cgc_kernels import CropFlip, GradCAM, gradcam
+from cgc_kernels.metrics import (
+    POINTING_TOLERANCE,
+    box_masks,
+    content_heatmap,
+    effective_area,
+    live,
+    matching_power,
+    pointing_game,
+    sharpen,
+    upsample,
+)
 
 from . import faithfulness, metrics
 from . import workers as loading
@@ -118,7 +129,7 @@ def explain(
         parts[-1] += [value.cpu() for value in (batch.boxes, batch.box_counts, batch.corrupt)]
         wanted = faithful - BATCH * (len(parts) - 1)
         if wanted > 0:
-            fine = metrics.fine(heatmaps[:wanted].float(), data.image_size)
+            fine = upsample(heatmaps[:wanted].float(), data.image_size)
             scores.append(faithfulness.insertion_deletion(cam.model, batch.original[:wanted], fine))
     nothing = torch.zeros(0, 2)
     scores = [torch.cat(values) for values in zip(*scores, strict=True)] or [nothing, nothing]
@@ -211,8 +222,8 @@ def sharpness_matched(baseline: Explained, area: float) -> dict[str, float]:
     All its fine heatmaps are raised to the one power that gives them that area.
     """
     stride = -(-len(baseline.heatmaps) // SHARPNESS_IMAGES)
-    chosen = metrics.fine(baseline.heatmaps[~baseline.corrupt][::stride], baseline.image_size)
-    power = metrics.match_sharpness(chosen, area / 100)
+    chosen = upsample(baseline.heatmaps[~baseline.corrupt][::stride], baseline.image_size)
+    power = matching_power(chosen, area / 100)
     if power != power:
         return {}
     summary = summarise(measures(baseline, power))
@@ -359,18 +370,18 @@ def _measures(
     power: float | None = None,
     twins: bool = False,
 ) -> dict[str, Tensor]:
-    maps, aug_maps = (metrics.fine(view.float(), size) for view in (heatmaps, aug_heatmaps))
+    maps, aug_maps = (upsample(view.float(), size) for view in (heatmaps, aug_heatmaps))
     if power is not None:
-        maps, aug_maps = (metrics.sharpen(view, power) for view in (maps, aug_maps))
-    masks = metrics.box_masks(boxes, counts, size)
-    near = metrics.box_masks(boxes, counts, size, metrics.POINTING_TOLERANCE * size)
+        maps, aug_maps = (sharpen(view, power) for view in (maps, aug_maps))
+    masks = box_masks(boxes, size, counts=counts)
+    near = box_masks(boxes, size, counts=counts, tolerance=POINTING_TOLERANCE * size)
     shares = masks.flatten(1).double().mean(1)
     values = {
-        "dead": ~metrics.live(heatmaps),
-        "content_heatmap": metrics.content_shares(maps, masks),
+        "dead": ~live(heatmaps),
+        "content_heatmap": content_heatmap(maps, masks),
         "flat_content_heatmap": torch.where(counts > 0, shares, torch.nan),
-        "effective_area": metrics.effective_areas(maps),
-        "pointing": metrics.pointing_hits(maps, near),
+        "effective_area": effective_area(maps),
+        "pointing": pointing_game(maps, near),
         "consistency": metrics.consistencies(maps, aug_maps, crops),
     }
     return values | ({"twin": metrics.twins_found(maps, aug_maps, crops)} if twins else {})

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from driver import evaluation, metrics, models
+from driver import evaluation, models
 from driver.data import CorruptImage, Images, Record, open_data
 from driver.evaluation import Explained, boxes_in_view
 from driver.settings import Settings
 from driver.views import original_view
 from PIL import Image
 
+from cgc_kernels.metrics import live
 from tests.driver import data_sets
 
 CPU = torch.device("cpu")
@@ -187,7 +188,7 @@ def test_control_is_the_baseline_at_the_methods_sharpness(explained):
 
 
 def test_insertion_and_deletion_of_dead_heatmaps_are_not_scored(explained):
-    dead = ~metrics.live(explained.heatmaps)
+    dead = ~live(explained.heatmaps)
     values = evaluation.measures(explained)
     assert dead.any()
     assert values["insertion"][dead].isnan().all()
