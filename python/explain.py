@@ -17,7 +17,8 @@ import torch
 from driver import explainers, loading, models
 from driver.data import CorruptImage
 from driver.data.images import read_image
-from driver.evaluation import as_explainer, as_tensor
+from driver.evaluation import as_explainer
+from driver.evaluation_views import as_tensor
 from driver.flags import documented_parser, integer, run_script
 from driver.loading import Loaded
 from driver.views import original_view
@@ -80,7 +81,7 @@ def explain_image(
         raise NoAnswer(f"{path}: the logits of {loaded.title} are not finite")
     predicted = int(probabilities.argmax())
     shown = predicted if wanted is None else wanted
-    _, (heat,) = explainer((batch,), torch.tensor([shown], device=device))
+    _, (heat,), *_ = explainer((batch,), torch.tensor([shown], device=device))
     fine = upsample(heat.float().cpu(), size)[0]
     large = as_tensor(original_view(image, size))  # the same part of the image, in all its detail
     pixels = (overlay(large, fine) * 255).round().byte().permute(1, 2, 0).numpy()

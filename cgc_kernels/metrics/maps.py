@@ -83,12 +83,11 @@ def _moved_back(heatmaps: Tensor, matrix: Tensor, size: tuple[int, int]) -> tupl
     Zero outside. A coarse map is read where it lies, which is bilinear at every pixel of its view.
     """
     height, width = size
-    rows, columns = (torch.arange(side, device=matrix.device, dtype=matrix.dtype) for side in size)
-    pixels = torch.stack([*torch.meshgrid(columns, rows, indexing="xy"), torch.ones(size).to(matrix)], -1)
-    x, y, scale = (pixels.view(-1, 3) @ matrix.transpose(1, 2)).view(-1, *size, 3).unbind(-1)
+    rows, columns = (torch.arange(side, device=heatmaps.device, dtype=heatmaps.dtype) for side in size)
+    across, down, shift = matrix.to(heatmaps.dtype)[..., None, None].unbind(2)
+    x, y, scale = (across * columns + down * rows[:, None] + shift).unbind(1)
     # Centres at integers to -1 .. 1 between the view's borders.
-    x, y = (2 * x / scale + 1) / width - 1, (2 * y / scale + 1) / height - 1
-    shown = ((x.abs() <= 1) & (y.abs() <= 1) & (scale > 0)).to(heatmaps.dtype)
-    grid = torch.stack([x, y], -1).to(heatmaps.dtype)
+    grid = torch.stack([(2 * x / scale + 1) / width - 1, (2 * y / scale + 1) / height - 1], -1)
+    shown = (grid.abs() <= 1).all(-1) & (scale > 0)
     moved = F.grid_sample(heatmaps[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-    return torch.where(shown > 0, moved, 0), shown
+    return torch.where(shown, moved, 0), shown

@@ -15,9 +15,9 @@ from torch import Tensor
 from cgc_kernels import overlay
 from cgc_kernels.metrics import box_masks, content_heatmap, live, upsample
 
-from . import evaluation, storage
+from . import evaluation_views, storage
 from .data import Data
-from .evaluation import Explained
+from .explained import Explained
 
 COLOURS = {
     "baseline": "#6b7280",
@@ -79,7 +79,7 @@ def looks(explained: list[Explained], data: Data, seed: int, most: int = GALLERY
     plain = data._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
     found = []
     for index in chosen:
-        (batch,) = evaluation.batches(data.test, [index], plain, seed=seed, stream="test")
+        (batch,) = evaluation_views.batches(data.test, [index], plain, seed=seed, stream="test")
         views = [
             [upsample(maps[[index]], data.image_size)[0].nan_to_num(0, 0, 0) for maps in own]  # of a diverged model
             for own in ([one.heatmaps for one in explained], [one.aug_heatmaps for one in explained])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from driver import engine, evaluation, metrics, storage
+from driver import engine, evaluation, measuring, metrics, storage
 from driver.data import open_data
 from driver.settings import Settings
 from torch import nn
@@ -47,10 +47,10 @@ def test_a_model_of_nan_is_never_right():
 
     answer.model = nn.Identity()
     explained = evaluation.explain(answer, data.test, data, torch.device("cpu"), seed=0)
-    summary = evaluation.summarise(evaluation.measures(explained))
+    summary = measuring.summarise(measuring.measures(explained))
     assert (summary["accuracy"], summary["top5"], summary["dead_heatmaps"]) == (0, 0, 100)
     values = evaluation.per_image(answer, data.val, range(20), data, torch.device("cpu"), seed=0, stream="val")
-    assert evaluation.summarise(values)["accuracy"] == 0
+    assert measuring.summarise(values)["accuracy"] == 0
 
 
 def test_a_training_batch_of_nan_is_never_right():

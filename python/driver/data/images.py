@@ -101,6 +101,11 @@ class Images(Dataset):
         """int64 [N]."""
         return torch.tensor([record.label for record in self.records], dtype=torch.int64)
 
+    @property
+    def groups(self) -> list[str]:
+        """The name of the object that each image shows: each its own, unless a data set knows better."""
+        return [record.path for record in self.records]
+
     def boxed(self) -> int:
         """How many images have a box."""
         return sum(bool(record.boxes) for record in self.records)
