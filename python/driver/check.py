@@ -63,7 +63,7 @@ class _Reading(Dataset):
 
     def _problem(self, index: int) -> str:
         try:
-            image, _, boxes, path = self.images[index]
+            image, _, boxes, path, *_ = self.images[index]
         except CorruptImage as error:
             return str(error)
         width, height = image.shape[:0:-1] if isinstance(image, torch.Tensor) else image.size

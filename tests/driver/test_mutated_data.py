@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from driver.data import CorruptImage, DataError, check_readable, open_data
 from driver.settings import Settings
 from PIL import Image
@@ -40,6 +41,7 @@ KINDS = {
     "flowers": lambda root: data_sets.make_flowers(root, 1),
     "unrel": data_sets.make_unrel,
     "folder": lambda root: data_sets.make_folder(root, 2, 2),
+    "cutouts": lambda root: data_sets.make_cutouts(root, 3, 3),
 }
 
 
@@ -204,9 +206,7 @@ BY_LINE = {mutation.__name__ for mutation in TEXT}
 
 def count(root: Path, name: str) -> tuple[int, int, list[str]]:
     """Readable images, their boxes, and all that was said; raises DataError where the data are refused."""
-    settings = Settings(data=name, data_root=str(root), model="small_resnet", image_size=32)
-    if name == "folder":
-        settings = Settings(**{**vars(settings), "boxes": str(root / "boxes.csv")})
+    settings = Settings(**data_sets.places(name, root), model="small_resnet", image_size=32)
     opened = open_data(settings)
     check_readable(opened)
     said, images, boxes = list(opened.notes), 0, 0
@@ -217,7 +217,7 @@ def count(root: Path, name: str) -> tuple[int, int, list[str]]:
             except CorruptImage as error:
                 said.append(str(error))
             else:
-                assert sample.image.mode == "RGB"
+                assert isinstance(sample.image, torch.Tensor) or sample.image.mode == "RGB"
                 assert sample.boxes.isfinite().all()
                 images, boxes = images + 1, boxes + len(sample.boxes)
     return images, boxes, said

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cgc_kernels
-from cgc_kernels import CGCLoss, cgc_loss, gradcam, heatmap_loss, info
+from cgc_kernels import CGCLoss, cgc_loss, gradcam, heatmap_loss, info, metrics
 from tests.support.cases import EVERY_BACKEND, VIEWS, evaluate, simple_case
 from tests.support.compare import assert_same_bits
 from tests.support.public import public_names
@@ -114,5 +114,6 @@ def test_examples_of_the_docstrings_run(name):
 def test_public_names():
     for name in cgc_kernels.__all__:
         assert getattr(cgc_kernels, name) is not None
-    for function in (cgc_loss, heatmap_loss, gradcam, info, CGCLoss):
+    measures = [value for name in metrics.__all__ if callable(value := getattr(metrics, name))]
+    for function in (cgc_loss, heatmap_loss, gradcam, info, CGCLoss, *measures):
         assert "Example::" in function.__doc__, function

@@ -1,4 +1,4 @@
-"""The data sets of the paper, any folder of images, and the embedded demo, all in the form of :class:`Images`."""
+"""The data sets of the paper, folders of images or cut-out objects, the embedded demo: all as :class:`Images`."""
 
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ __all__ = [
     "open_data",
 ]
 
-DATASETS = ("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder")
+DATASETS = ("demo", "imagenet", "cub", "aircraft", "cars", "flowers", "unrel", "folder", "cutouts")
 
 # What is trained on, watched, and reported. Where nothing is set apart for watching, the test images are watched, as in
 # the released code: report the last epoch, not the best.
@@ -76,7 +76,8 @@ def open_data(settings, training: bool = True) -> Data:
 
     Args:
         settings: has data, data_root, boxes, fraction, unlabeled, strict, seed, image_size, model, pretrained, and for
-            the demo train_images, val_images, test_images, distractors, backgrounds.
+            the demo and cutouts train_images, val_images, test_images, distractors, backgrounds; for cutouts
+            photographs, train_objects.
         training: False leaves ``train`` and ``unlabeled`` None, and does without their files.
 
     Raises:
@@ -201,6 +202,18 @@ def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
         )
         train, val, test = (demo.DemoImages(splits[split], split) for split in sizes)
         return (train if training else None), val, test
+    if name == "cutouts":
+        splits = _loader(name).make_splits(
+            root,
+            settings.photographs,
+            {"train": settings.train_images, "val": settings.val_images, "test": settings.test_images},
+            settings.seed,
+            image_size=settings.image_size,
+            distractors=settings.distractors,
+            backgrounds=settings.backgrounds,
+            train_objects=settings.train_objects,
+        )
+        return (splits["train"] if training else None), splits["val"], splits["test"]
     if name == "unrel":
         images = _loader(name).load(root)
         return None, images, images

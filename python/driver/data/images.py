@@ -36,12 +36,18 @@ class Sample(NamedTuple):
         label: index of the class, -1 where there is no label.
         boxes: float32 [n, 4] of the labelled object; n = 0 where none is known.
         path: name of the image, its file where it has one.
+        mask: bool [H, W], the visible pixels of the labelled object; None where they are not known.
+        distractor: index of another class that is in the image as well, -1 where none is known.
+        distractor_mask: bool [H, W], the visible pixels of its object; None where there is none.
     """
 
     image: Image.Image | Tensor
     label: int
     boxes: Tensor
     path: str
+    mask: Tensor | None = None
+    distractor: int = -1
+    distractor_mask: Tensor | None = None
 
 
 class Record(NamedTuple):
@@ -94,6 +100,11 @@ class Images(Dataset):
     def labels(self) -> Tensor:
         """int64 [N]."""
         return torch.tensor([record.label for record in self.records], dtype=torch.int64)
+
+    @property
+    def groups(self) -> list[str]:
+        """The name of the object that each image shows: each its own, unless a data set knows better."""
+        return [record.path for record in self.records]
 
     def boxed(self) -> int:
         """How many images have a box."""

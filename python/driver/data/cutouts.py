@@ -1,0 +1,325 @@
+"""Objects cut out of their background, pasted on photographs: images whose object is known to the pixel.
+
+Two folders make a data set: one of class folders that hold pictures with transparency, one of photographs. An object is
+turned a little, mirrored or not, made lighter or darker, resized, and pasted on a square of a photograph; its mask is
+what is more than half opaque, its box the mask's. The splits share no object and no photograph. Objects are split by
+groups, so that a car and the same car from behind do not meet: a folder inside the class's is a group, and of pictures
+that lie in the class's own folder those whose names agree up to the first digit, hyphen, underscore or space.
+
+Two ways to make it harder, as in the demo: distractors, objects of other classes, smaller and beside the object where
+that is possible; and backgrounds that betray the class in training only, each class having photographs of its own.
+"""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from .files import CorruptImage, DataError, class_names, image_files, need
+from .images import Images, Record, Sample, as_boxes, read_image
+
+SPLITS = ("train", "val", "test")
+SHARES = (1 / 6, 1 / 3)  # of the groups and of the photographs, for val and for test; the rest is trained on
+SQUARES = (0.4, 1.0)  # side of the square cut from a photograph, share of its shorter side
+SIDES = (0.4, 0.75)  # longer side of an object, share of the image's
+SIDES_BESIDE_OTHERS = (0.4, 0.55)
+DISTRACTOR = 0.6  # longer side of a distractor, share of the object's
+TURN = 15.0  # degrees, either way
+BRIGHTNESS = (0.75, 1.2)
+CORRELATION = 0.9  # of the training images have a photograph of their class, with backgrounds="class"
+TRIES = 60  # places looked at for one where object and distractors do not meet
+WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+GROUP = re.compile(r"[^-_\s\d]+")
+
+
+class Object(NamedTuple):
+    """A picture of an object: its file, its class, and the group that no two splits share."""
+
+    path: str
+    label: int
+    group: str
+
+
+class Plan(NamedTuple):
+    """What one image is made of; all else is drawn by its number."""
+
+    number: int
+    object: Object
+    photograph: str
+    distractors: tuple[Object, ...]
+
+
+class Cutouts(Images):
+    """Images of one split, each made when it is asked for: tensors [3, S, S] in [0, 1], the same every time.
+
+    Attributes:
+        plans: one :class:`Plan` an image.
+        groups: of each image the class and the group of its object, for statistics over objects.
+    """
+
+    def __init__(self, plans: list[Plan], classes, size: int, seed: int, split: str, labelled: bool = True):
+        records = [Record(_title(plan, split), plan.object.label if labelled else -1) for plan in plans]
+        super().__init__(records, classes, has_boxes=True)
+        self.plans, self.size, self.seed, self.split = plans, size, seed, split
+
+    def __getitem__(self, index: int) -> Sample:
+        plan, record = self.plans[index], self.records[index]
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), plan.number])
+        image, mask, other = _compose(plan, self.size, rng)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        first = plan.distractors[0].label if plan.distractors else -1
+        return Sample(pixels, record.label, as_boxes(_box(mask)), record.path, mask, first, other)
+
+    @property
+    def groups(self) -> list[str]:
+        """class/group of each image's object."""
+        return [f"{self.classes[plan.object.label]}/{plan.object.group}" for plan in self.plans]
+
+    def boxed(self) -> int:
+        """How many images have a box: all."""
+        return len(self)
+
+    def subset(self, indices, labelled: bool = True) -> "Cutouts":
+        """As :meth:`Images.subset`."""
+        plans = [self.plans[index] for index in indices]
+        return Cutouts(plans, self.classes, self.size, self.seed, self.split, labelled)
+
+
+def make_splits(
+    objects: str,
+    photographs: str,
+    sizes: dict[str, int],
+    seed: int,
+    *,
+    image_size: int,
+    distractors: int = 0,
+    backgrounds: str = "any",
+    train_objects: int = 0,
+) -> dict[str, Cutouts]:
+    """The splits of one seed, which decides who owns which group and photograph, and every image.
+
+    Args:
+        objects: folder of class folders of pictures with transparency.
+        photographs: folder of pictures of any kind, however nested.
+        sizes: number of images per split, with keys among "train", "val", "test"; classes take turns, and the objects
+            of a class, in an order drawn anew each time round.
+        image_size: side of the images in pixels.
+        distractors: number of objects of other classes in every image.
+        backgrounds: "any", or "class": nine training images in ten have a photograph of their class.
+        train_objects: at most so many objects of a class are trained on; 0: all.
+
+    Raises:
+        DataError: there are too few classes, groups or photographs, or a picture without transparency.
+    """
+    classes, known = _objects(Path(objects))
+    found = _photographs(Path(photographs))
+    rng = np.random.default_rng(seed)
+    owned = [_split_groups([one for one in known if one.label == label], rng) for label in range(len(classes))]
+    places = _shared_out(found, rng)
+    splits = {}
+    for split, size in sizes.items():
+        draw = np.random.default_rng([seed, SPLITS.index(split), 0, 0])
+        own = [parts[split] for parts in owned]
+        if split == "train" and train_objects:
+            own = [[mine[i] for i in draw.permutation(len(mine))[:train_objects]] for mine in own]
+        tied = split == "train" and backgrounds == "class"
+        if tied and len(places[split]) < len(classes):
+            raise DataError(
+                f"--backgrounds class must have a training photograph for each of {len(classes)} classes, got "
+                f"{len(places[split])} of the {len(found)} in {photographs}"
+            )
+        plans = _plans(size, own, places[split], distractors, tied, draw)
+        splits[split] = Cutouts(plans, classes, image_size, seed, split)
+    return splits
+
+
+# ---- What there is.
+
+
+def _objects(root: Path) -> tuple[list[str], list[Object]]:
+    """The classes, and all objects; raises :class:`DataError` where they cannot be split into three."""
+    classes = class_names(need(root, "a folder of class folders, each of pictures with transparency,"))
+    if len(classes) < 2:
+        raise DataError(f"--data-root must hold a folder of pictures for each of two classes or more, got {classes}")
+    objects = []
+    for label, name in enumerate(classes):
+        own = [Object(path, label, _group(path, root / name)) for path in image_files(root / name, root)]
+        groups = sorted({one.group for one in own})
+        if len(groups) < len(SPLITS):
+            raise DataError(
+                f"--data-root: {root / name} must hold objects of at least {len(SPLITS)} groups, which are the folders "
+                f"in it, or the beginnings of its pictures' names, got {len(groups)}: {', '.join(groups)}"
+            )
+        objects += own
+    for one in objects:
+        _check_transparency(one.path)
+    return classes, objects
+
+
+def _group(path: str, folder: Path) -> str:
+    """The first folder on the way from the class's folder, or how the name begins."""
+    inside = Path(path).relative_to(folder)
+    if len(inside.parts) > 1:
+        return inside.parts[0]
+    begins = GROUP.match(inside.stem)
+    return begins[0].lower() if begins else inside.stem
+
+
+def _check_transparency(path: str) -> None:
+    """Raise :class:`DataError` where a picture has no alpha; one that cannot be opened is met when it is read."""
+    try:
+        with Image.open(path) as image:
+            transparent = image.mode in WITH_ALPHA or "transparency" in image.info
+    except Exception:  # a broken file makes Pillow raise nearly anything
+        return
+    if not transparent:
+        raise DataError(f"--data-root: {path} must have transparency, which cuts the object out, got mode {image.mode}")
+
+
+def _photographs(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise DataError(f"--photographs must be a folder of pictures, got {str(root)!r}")
+    found = image_files(root, root)
+    if len(found) < len(SPLITS):
+        raise DataError(f"--photographs must hold at least {len(SPLITS)} pictures, got {len(found)} in {root}")
+    return found
+
+
+def _shared_out(things: list, rng) -> dict[str, list]:
+    """Things by split, at least one each, in an order drawn at random."""
+    order = [things[i] for i in rng.permutation(len(things))]
+    val, test = (max(1, round(share * len(order))) for share in SHARES)
+    return {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+
+
+def _split_groups(objects: list[Object], rng) -> dict[str, list[Object]]:
+    parts = _shared_out(sorted({one.group for one in objects}), rng)
+    return {split: [one for one in objects if one.group in groups] for split, groups in parts.items()}
+
+
+def _plans(
+    size: int, objects: list[list[Object]], photographs: list[str], distractors: int, tied: bool, rng
+) -> list[Plan]:
+    """Which object comes on which photograph, with which distractors; ``objects`` are those of each class."""
+    classes, rounds, plans = len(objects), [[] for _ in objects], []
+    for number in range(size):
+        label = number % classes
+        rounds[label] = rounds[label] or [objects[label][i] for i in rng.permutation(len(objects[label]))]
+        theirs = photographs[label::classes] if tied and rng.random() < CORRELATION else photographs
+        others = [(label + 1 + int(step)) % classes for step in rng.integers(0, classes - 1, distractors)]
+        beside = tuple(objects[other][rng.integers(len(objects[other]))] for other in others)
+        plans.append(Plan(number, rounds[label].pop(), theirs[rng.integers(len(theirs))], beside))
+    return plans
+
+
+def _title(plan: Plan, split: str) -> str:
+    return f"{split}/{plan.number:04d} {Path(plan.object.path).stem} on {Path(plan.photograph).stem}"
+
+
+# ---- The making of an image.
+
+
+def _compose(plan: Plan, size: int, rng) -> tuple[Image.Image, Tensor, Tensor | None]:
+    """The image, the mask of its object, and what is seen of its first distractor."""
+    image = _background(plan.photograph, size, rng)
+    side = size * rng.uniform(*(SIDES_BESIDE_OTHERS if plan.distractors else SIDES))
+    object_ = _drawn(plan.object.path, side, size, rng)
+    others = [_drawn(other.path, DISTRACTOR * side, size, rng) for other in plan.distractors]
+    place, *places = _places([object_, *others], size, rng)
+    seen: list[Tensor] = []
+    for picture, where in reversed([(object_, place), *zip(others, places, strict=True)]):
+        image.paste(picture, where, picture)
+        mask = _mask(picture, where, size)
+        seen = [mask, *(other & ~mask for other in seen)]
+    return image, seen[0], seen[1] if others else None
+
+
+def _background(path: str, size: int, rng) -> Image.Image:
+    """A random square of a photograph, resized, mirrored or not."""
+    photograph = _photograph(path, 2 * size)
+    side = max(1, round(min(photograph.size) * rng.uniform(*SQUARES)))
+    left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
+    cut = photograph.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
+
+
+def _drawn(path: str, side: float, size: int, rng) -> Image.Image:
+    """An object, RGBA, turned, its longer side resized, mirrored or not, lighter or darker."""
+    turned = _cut_out(path, size).rotate(rng.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True)
+    trimmed = turned.crop(turned.getchannel("A").getbbox())
+    scale = side / max(trimmed.size)
+    resized = trimmed.resize([max(1, round(scale * length)) for length in trimmed.size], Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    lit = ImageEnhance.Brightness(resized.convert("RGB")).enhance(rng.uniform(*BRIGHTNESS))
+    lit.putalpha(resized.getchannel("A"))
+    return lit
+
+
+@lru_cache(maxsize=512)
+def _cut_out(path: str, size: int) -> Image.Image:
+    """An object's picture, RGBA, trimmed, at most ``size`` on its longer side; raises :class:`CorruptImage`."""
+    try:
+        with Image.open(path) as image:
+            whole = image.convert("RGBA")
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
+        raise CorruptImage(path, str(error)) from error
+    alpha = whole.getchannel("A")
+    least, most = alpha.getextrema()
+    if least >= 128 or most < 128:
+        raise CorruptImage(path, f"its alpha goes from {least} to {most}, so that nothing is cut out")
+    trimmed = whole.crop(alpha.getbbox())
+    trimmed.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return trimmed
+
+
+@lru_cache(maxsize=128)
+def _photograph(path: str, shorter: int) -> Image.Image:
+    """A photograph, RGB, upright, made smaller where its shorter side is longer; raises :class:`CorruptImage`."""
+    image = read_image(path)
+    scale = shorter / min(image.size)
+    if scale >= 1:
+        return image
+    return image.resize([max(shorter, round(scale * length)) for length in image.size], Image.Resampling.BICUBIC)
+
+
+def _places(pictures: list[Image.Image], size: int, rng) -> list[tuple[int, int]]:
+    """(left, top) of every picture, so that the others meet the first as little as is found."""
+    best = None
+    for _ in range(TRIES):
+        found = [tuple(int(rng.integers(0, size - length + 1)) for length in one.size) for one in pictures]
+        first, *others = (
+            (*place, *map(sum, zip(place, one.size, strict=True))) for place, one in zip(found, pictures, strict=True)
+        )
+        met = sum(_overlap(first, other) for other in others)
+        if best is None or met < best[0]:
+            best = met, found
+        if not met:
+            break
+    return best[1]
+
+
+def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """How many pixels two boxes have in common."""
+    across, down = (max(0, min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis])) for axis in (0, 1))
+    return across * down
+
+
+def _mask(picture: Image.Image, place: tuple[int, int], size: int) -> Tensor:
+    """Where a pasted picture is more than half opaque: bool [size, size]."""
+    left, top = place
+    opaque = torch.from_numpy(np.array(picture.getchannel("A")) >= 128)
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[top : top + opaque.shape[0], left : left + opaque.shape[1]] = opaque
+    return mask
+
+
+def _box(mask: Tensor) -> list[tuple[float, float, float, float]]:
+    """The box of a mask; none where it is empty."""
+    rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+    return [(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)] if rows else []
