@@ -6,7 +6,7 @@ same views.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,15 +101,17 @@ def explain(
     stream: str = "test",
     faithful: int = 0,
     workers: int = 0,
+    source: Iterable[EvaluationBatch] | None = None,
 ) -> Explained:
     """Predictions and heatmaps of all images; insertion and deletion of the first ``faithful`` of them.
 
     ``cam`` is put in eval mode and left there. ``seed`` and ``stream`` ("val" or "test") decide the augmented views.
+    ``source``: the batches of all images where they are at hand, as ``cam`` takes them.
     Raises CorruptImage for an unreadable image if ``data.strict``, DataError where all are.
     """
     explainer = as_explainer(cam)
     parts, scores = [], []
-    for batch in batches(images, range(len(images)), data, seed=seed, stream=stream, workers=workers):
+    for batch in source or batches(images, range(len(images)), data, seed=seed, stream=stream, workers=workers):
         batch = batch.to(device)
         logits, (heatmaps, aug_heatmaps) = explainer((batch.original, batch.augmented), batch.labels)
         ranks = metrics.label_ranks(logits, batch.labels)
@@ -140,15 +142,16 @@ def per_image(
     seed: int,
     stream: str,
     workers: int = 0,
+    source: Iterable[EvaluationBatch] | None = None,
 ) -> dict[str, Tensor]:
     """Every measure but twin retrieval of some images, in the order of ``indices``: CPU tensors [len(indices)].
 
     A share of the images can be measured elsewhere, and the parts joined before :func:`summarise`; no indices, no
-    entries.
+    entries. ``source``: their batches where they are at hand, as ``cam`` takes them.
     """
     explainer = as_explainer(cam)
     rows = []
-    for batch in batches(images, indices, data, seed=seed, stream=stream, workers=workers):
+    for batch in source or batches(images, indices, data, seed=seed, stream=stream, workers=workers):
         batch = batch.to(device)
         logits, maps = explainer((batch.original, batch.augmented), batch.labels)
         ranks = metrics.label_ranks(logits, batch.labels)
