@@ -12,16 +12,23 @@ from torch import nn
 from cgc_kernels import GradCAM
 
 from . import checkpoints, freezing, models, storage
+from .methods import METHODS
 from .ranks import Ranks
 from .settings import Settings, kept
 
 
 class Run(NamedTuple):
-    """A method and a seed, and the folder that keeps what comes of them."""
+    """A method and a seed, and the folder that keeps what comes of them; a name, where settings tell runs apart."""
 
     method: str
     seed: int
     folder: Path
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it is called in tables and pictures."""
+        return self.name or METHODS[self.method].title
 
     @property
     def last(self) -> Path:
