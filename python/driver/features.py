@@ -28,6 +28,7 @@ from .settings import DATA, FIELDS, MODEL, Settings
 from .views import STREAMS, Batch, TrainViews
 
 BATCH = 32  # images whose views are made at once
+CPU_BATCH = 4  # of those a CPU looks at so many at once, whose maps its caches hold
 DECISIVE = ("seed", "amp", "channels_last")  # beside all settings of the data and the model
 FLAG = "--features: the file"
 
@@ -122,7 +123,9 @@ class Features:
 
     def _through(self, images: Tensor) -> Tensor:
         """The layer's output, on the CPU."""
-        return output_of(self.model.eval(), self.frozen.layer, images).cpu()
+        model = self.model.eval()
+        parts = images.split(CPU_BATCH) if self.device.type == "cpu" else [images]
+        return torch.cat([output_of(model, self.frozen.layer, part) for part in parts]).cpu()
 
     def _kept(self, stream: str, images: Images, make: Callable[[], dict]) -> dict:
         """What is in the file, or what is made now; making it leaves the random states as they are."""
@@ -149,7 +152,7 @@ class Features:
         files = [(path, Path(path).stat()) for path in images.files()]
         stamps = [(path, status.st_size, status.st_mtime_ns) for path, status in files]
         records = [(record.path, record.label) for record in images.records]
-        where = [stream, BATCH, evaluation.BATCH, torch.__version__, self.device.type]
+        where = [stream, BATCH, CPU_BATCH, evaluation.BATCH, torch.__version__, self.device.type]
         digest = hashlib.sha256(json.dumps([settings, stamps, records, where], sort_keys=True).encode())
         for name, value in self.model.state_dict().items():
             if name.startswith(tuple(f"{module}." for module in self.frozen.modules)):
