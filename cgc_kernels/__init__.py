@@ -3,6 +3,7 @@
 The three lines for a training script are in the README; ``python -m cgc_kernels`` tells what this installation has.
 """
 
+from . import metrics
 from ._version import __version__
 from .backends import info
 from .grad_cam import CAM, GradCAM, GradCAMOutput, tokens_to_map
@@ -25,6 +26,7 @@ __all__ = [
     "homography",
     "info",
     "log_heatmaps",
+    "metrics",
     "overlay",
     "record",
     "tokens_to_map",

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .grad_cam import CAM, GradCAMOutput
-from .options import OBJECTIVES, WEIGHTINGS, Options
+from .options import CONSISTENCY, OBJECTIVES, WEIGHTINGS, Options
 from .transforms import CropFlip, check_boxes, check_structure
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -37,14 +37,17 @@ def options(image_size, temperature, weighting="gradcam", objective="released", 
 
 
 def _options(image_size, temperature, weighting, objective, consistency, eps) -> Options:
-    return Options(
+    checked = Options(
         None if image_size is None else _image_size(image_size),
         _scalar("temperature", temperature),
         choice("weighting", weighting, WEIGHTINGS),
-        choice("objective", objective, OBJECTIVES),
+        choice("objective", objective, (*OBJECTIVES, CONSISTENCY)),
         _scalar("consistency", consistency, inclusive=True),
         _scalar("eps", eps),
     )
+    if objective == CONSISTENCY and consistency:
+        raise ValueError(f"consistency must be 0 with the objective of that name, got {consistency!r}; weigh the loss")
+    return checked
 
 
 # The same settings come at every step.

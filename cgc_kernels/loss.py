@@ -6,7 +6,7 @@ import torch.distributed as dist
 from . import backends, checks
 from .backends.backend import Backend
 from .grad_cam import CAM
-from .options import WEIGHTINGS, Options, widest_dtype
+from .options import CONSISTENCY, WEIGHTINGS, Options, widest_dtype
 from .transforms import CropFlip
 
 
@@ -46,8 +46,9 @@ def cgc_loss(
         weighting: "gradcam", channel weights are the mean of the gradients over space (Grad-CAM as published);
             "elementwise", gradients times features before the sum over channels (the released code; HiResCAM).
         objective: "released", positives against <augmented_i, augmented_j>, as the released code; "paper", against
-            <transformed original_i, augmented_j>, equation 3; "mse", mean squared difference of the unit maps.
-        consistency: >= 0, weight of mean(1 - positive cosine), added to any objective; ours, not the paper's.
+            <transformed original_i, augmented_j>, equation 3; "mse", mean squared difference of the unit maps;
+            "consistency", the term below alone, without negatives (1/2 for a sample whose matrix shows nothing).
+        consistency: >= 0, weight of mean(1 - positive cosine), added to any other objective; ours, not the paper's.
         eps: > 0, added to the heatmap's sum and to the quotient.
         backend: "auto", "cpp", "torch", "reference", "triton" or "cuda".
         group: a torch.distributed process group, ``torch.distributed.group.WORLD`` for all ranks: negatives come from
@@ -128,7 +129,7 @@ def heatmap_loss(
     checks.same_kind("aug_heatmaps", aug_heatmaps, "heatmaps", heatmaps)
     transform = _prepare(transform, heatmaps, options.image_size)
     chosen = _choose(backend, heatmaps, group, even)
-    return chosen.heatmap_loss(heatmaps, aug_heatmaps, transform, options)
+    return _computed(chosen.heatmap_loss, heatmaps, aug_heatmaps, transform, options)
 
 
 def gradcam(
@@ -218,7 +219,16 @@ def _loss(cam, aug_cam, transform, options: Options, backend: str, group, even: 
     views = checks.views(cam, aug_cam)
     options = checks.sized(options, cam, aug_cam)
     transform = _prepare(transform, views[0], options.image_size)
-    return _choose(backend, views[0], group, even).cgc(*views, transform, options)
+    return _computed(_choose(backend, views[0], group, even).cgc, *views, transform, options)
+
+
+def _computed(loss, *args) -> torch.Tensor:
+    """A backend's loss of these arguments, the last of which are the options."""
+    options = args[-1]
+    if options.objective != CONSISTENCY:
+        return loss(*args)
+    height, width = options.image_size  # 1 - cos is half the square of the difference of unit maps
+    return loss(*args[:-1], options._replace(objective="mse")) * (height * width / 2)
 
 
 def _prepare(transform, like: torch.Tensor, image_size: tuple[int, int]) -> CropFlip | torch.Tensor:

@@ -8,6 +8,7 @@ WEIGHTINGS = ("gradcam", "elementwise")
 # Operators and kernels know an objective by its place here, which is that in csrc/common/calls.h.
 OBJECTIVES = ("released", "paper", "mse")
 RELEASED, PAPER, MSE = range(len(OBJECTIVES))
+CONSISTENCY = "consistency"  # the term alone, which backends compute as a multiple of mse
 
 # Below this sum of the fine map a heatmap is near-dead and its gradient is damped (docs/mathematics.md).
 NEAR_DEAD_SUM = 1e-3
@@ -19,7 +20,7 @@ class Options(NamedTuple):
     image_size: tuple[int, int] | None  # (S_h, S_w), pixels of a view; None until the CAMs have said it
     temperature: float  # tau > 0
     weighting: str  # one of WEIGHTINGS
-    objective: str  # one of OBJECTIVES
+    objective: str  # one of OBJECTIVES, or CONSISTENCY above the backends
     consistency: float  # weight of mean(1 - positive), >= 0
     eps: float  # > 0
 

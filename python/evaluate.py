@@ -154,7 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="MODEL",
         help="a run folder (its last.pt), a checkpoint, or a name of torchvision or timm (timm/NAME); "
-        "the first is the baseline of the sharpness-matched control",
+        "the first is the baseline of the controls",
     )
     group = parser.add_argument_group("model")
     add_model_flags(group)

@@ -14,10 +14,11 @@ from itertools import chain, count
 from pathlib import Path
 
 import torch
-from driver import explainers, loading, metrics, models
+from driver import explainers, loading, models
 from driver.data import CorruptImage
 from driver.data.images import read_image
-from driver.evaluation import as_explainer, as_tensor
+from driver.evaluation import as_explainer
+from driver.evaluation_views import as_tensor
 from driver.flags import documented_parser, integer, run_script
 from driver.loading import Loaded
 from driver.views import original_view
@@ -25,6 +26,7 @@ from evaluate import add_model_flags, chosen_device
 from PIL import Image
 
 from cgc_kernels import overlay
+from cgc_kernels.metrics import upsample
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,8 +81,8 @@ def explain_image(
         raise NoAnswer(f"{path}: the logits of {loaded.title} are not finite")
     predicted = int(probabilities.argmax())
     shown = predicted if wanted is None else wanted
-    _, (heat,) = explainer((batch,), torch.tensor([shown], device=device))
-    fine = metrics.fine(heat.float().cpu(), size)[0]
+    _, (heat,), *_ = explainer((batch,), torch.tensor([shown], device=device))
+    fine = upsample(heat.float().cpu(), size)[0]
     large = as_tensor(original_view(image, size))  # the same part of the image, in all its detail
     pixels = (overlay(large, fine) * 255).round().byte().permute(1, 2, 0).numpy()
     target = free_name(folder, f"{Path(path).stem}-{file_name(class_name(shown, loaded))}", taken)

@@ -56,18 +56,19 @@ def line_chart(series: Sequence[Series], x: Sequence[float], x_title: str, digit
     return _svg(WIDTH, HEIGHT, parts)
 
 
-def dot_chart(rows: Sequence[tuple[str, float | None, list[float], float | None]]) -> Markup:
-    """A row per method: a bar to the mean, a dot per seed, and a tick at the control where there is one.
+def dot_chart(rows: Sequence[tuple[str, float | None, list[float], list[tuple[str, float]]]]) -> Markup:
+    """A row per method: a bar to the mean, a dot per seed, and a tick at every control, the first of them the boldest.
 
-    rows: (title, mean, seeds, control), in percent.
+    rows: (title, mean, seeds, (title, value) of every control), in percent.
     """
-    known = [value for _, mean, seeds, control in rows for value in (mean, *seeds, control) if value is not None]
+    known = [value for _, mean, seeds, _ in rows for value in (mean, *seeds) if value is not None]
+    known += [value for *_, controls in rows for _, value in controls]
     if not known:
         return Markup("")
     high = nice_ticks(0, max(known))[-1]
     scale = (BARS - VALUES) / high
     parts = []
-    for number, (title, mean, seeds, control) in enumerate(rows):
+    for number, (title, mean, seeds, controls) in enumerate(rows):
         y = number * ROW
         parts.append(f'<text class="name" x="0" y="{y + 11}">{escape(title)}</text>')
         if mean is None:
@@ -79,11 +80,10 @@ def dot_chart(rows: Sequence[tuple[str, float | None, list[float], float | None]
             for seed in seeds
             if len(seeds) > 1
         ]
-        if control is not None:
-            at = control * scale
-            parts.append(
-                f'<path class="control" d="M{at:.1f} {y + 12.5}v14"><title>control: {control:.1f}</title></path>'
-            )
+        for order, (name, value) in enumerate(controls):
+            kind = "further control" if order else "control"
+            shape, label = f"M{value * scale:.1f} {y + 12.5}v14", escape(f"{name}: {value:.1f}")
+            parts.append(f'<path class="{kind}" d="{shape}"><title>{label}</title></path>')
         parts.append(f'<text class="value" x="{BARS}" y="{y + 24}" text-anchor="end">{mean:.1f}</text>')
     return _svg(BARS, len(rows) * ROW, parts)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import divergence, evaluation, models, records, storage
+from . import divergence, evaluation, measuring, models, records, storage
 from .data import DataError
 from .features import Features
 from .methods import METHODS
@@ -197,5 +197,5 @@ def validate(trainer: Trainer) -> dict[str, float]:
     whole = {name: torch.cat([share[name] for share in columns])[order] for name in columns[0]}
     if whole["corrupt"].all():
         raise DataError(f"--data-root must hold val images that can be read, got none of {len(trainer.data.val)}")
-    measured = {f"val_{name}": value for name, value in evaluation.summarise(whole).items()}
+    measured = {f"val_{name}": value for name, value in measuring.summarise(whole).items()}
     return {**measured, "seconds": state.seconds + time.perf_counter() - began}

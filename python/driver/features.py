@@ -20,9 +20,11 @@ from torch.utils.data import Dataset
 
 from cgc_kernels import CropFlip
 
-from . import evaluation, storage, workers
+from . import storage, workers
 from .data import Data, Images
-from .evaluation import EvaluationBatch
+from .evaluation import MORE_VIEWS
+from .evaluation_views import EvaluationBatch, batches
+from .explained import BATCH as EVALUATED
 from .freezing import Frozen, output_of
 from .settings import DATA, FIELDS, MODEL, Settings
 from .views import STREAMS, Batch, TrainViews
@@ -117,8 +119,11 @@ class Features:
 
     def _evaluation_batches(self, images: Images, stream: str) -> Iterator[dict]:
         how = {"seed": self.settings.seed, "stream": stream, "workers": self.settings.workers}
-        for batch in evaluation.batches(images, range(len(images)), self.data, **how):
+        more = MORE_VIEWS if stream == "test" else 0
+        for batch in batches(images, range(len(images)), self.data, more=more, **how):
             views = {name: self._through(getattr(batch, name).to(self.device)) for name in ("original", "augmented")}
+            others = [self._through(view.to(self.device)) for view in batch.more.unbind(1)]
+            views["more"] = torch.stack(others, 1) if others else views["original"][:, None][:, :0]
             yield batch._replace(**views, crops=list(batch.crops))._asdict()
 
     def _through(self, images: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ class Features:
         files = [(path, Path(path).stat()) for path in images.files()]
         stamps = [(path, status.st_size, status.st_mtime_ns) for path, status in files]
         records = [(record.path, record.label) for record in images.records]
-        where = [stream, BATCH, CPU_BATCH, evaluation.BATCH, torch.__version__, self.device.type]
+        where = [stream, BATCH, CPU_BATCH, EVALUATED, MORE_VIEWS, torch.__version__, self.device.type]
         digest = hashlib.sha256(json.dumps([settings, stamps, records, where], sort_keys=True).encode())
         for name, value in self.model.state_dict().items():
             if name.startswith(tuple(f"{module}." for module in self.frozen.modules)):

@@ -13,12 +13,13 @@ from torch.nn.functional import interpolate
 from cgc_kernels import __version__, overlay
 
 from . import charts, pictures, storage
+from .controls import CONTROLS
 from .data import Data
 from .pictures import Look
 
 TEMPLATE = "report.html.j2"
 SMALLEST = 192  # pixels of a picture in the page; smaller views are enlarged
-GLANCE = ("accuracy", "content_heatmap", "pointing_game", "consistency")
+GLANCE = ("accuracy", "content_heatmap", "content_mask", "pointing_game", "peak_in_mask", "consistency")
 CLASS_COLUMNS = ("accuracy", "content_heatmap", "pointing_game")
 MORE_COLUMNS = ("effective_area", "consistency")  # where there are no boxes
 
@@ -123,7 +124,11 @@ def _glance(summary: dict, labels: dict) -> list[dict]:
                 column["title"],
                 column[name],
                 [run[name] for run in column["runs"] if run[name] is not None],
-                column.get(f"sharpness_matched_{name}"),
+                [
+                    (control.title, column[f"{own}_{name}"])
+                    for own, control in CONTROLS.items()
+                    if column.get(f"{own}_{name}") is not None
+                ],
             )
             for column in summary.values()
         ]

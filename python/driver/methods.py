@@ -28,8 +28,10 @@ class Method(NamedTuple):
         )
 
     def weight(self, settings) -> float:
-        """What multiplies that loss once it is ramped up."""
-        return settings.l2_weight if self.objective == "mse" else settings.cgc_weight
+        """What multiplies that loss once it is ramped up; alone, the consistency term weighs what it does elsewhere."""
+        if self.objective == "mse":
+            return settings.l2_weight
+        return settings.cgc_weight * (settings.consistency if self.objective == "consistency" else 1)
 
 
 METHODS = {
@@ -37,6 +39,7 @@ METHODS = {
     "gradcam_l2": Method("Grad-CAM L2", "with the squared difference of the heatmaps, the paper's ablation", "mse"),
     "cgc": Method("CGC", "with the CGC loss as released", "released"),
     "cgc_consistent": Method("CGC + consistency", "with the CGC loss and its consistency term", "released", True),
+    "consistency": Method("consistency", "with the consistency term alone, without negatives", "consistency"),
     "cgc_paper": Method("CGC, equation 3", "with the CGC loss as in the paper's equation", "paper"),
     "cgc_paper_consistent": Method("CGC, eq. 3 + consistency", "that and the consistency term", "paper", True),
 }

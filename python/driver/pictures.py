@@ -13,10 +13,11 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from cgc_kernels import overlay
+from cgc_kernels.metrics import box_masks, content_heatmap, live, upsample
 
-from . import evaluation, metrics, storage
+from . import evaluation_views, storage
 from .data import Data
-from .evaluation import Explained
+from .explained import Explained
 
 COLOURS = {
     "baseline": "#6b7280",
@@ -78,9 +79,9 @@ def looks(explained: list[Explained], data: Data, seed: int, most: int = GALLERY
     plain = data._replace(mean=(0.0,) * 3, std=(1.0,) * 3)
     found = []
     for index in chosen:
-        (batch,) = evaluation.batches(data.test, [index], plain, seed=seed, stream="test")
+        (batch,) = evaluation_views.batches(data.test, [index], plain, seed=seed, stream="test")
         views = [
-            [metrics.fine(maps[[index]], data.image_size)[0].nan_to_num(0, 0, 0) for maps in own]  # of a diverged model
+            [upsample(maps[[index]], data.image_size)[0].nan_to_num(0, 0, 0) for maps in own]  # of a diverged model
             for own in ([one.heatmaps for one in explained], [one.aug_heatmaps for one in explained])
         ]
         found.append(Look(index, batch.original[0], batch.augmented[0].clamp(0, 1), batch.boxes, *views))
@@ -147,12 +148,12 @@ def colour(method: str, number: int = 0) -> str:
 
 def share_in_boxes(heat: Tensor, boxes: Tensor) -> str:
     """The caption of a fine heatmap [S, S]: the share of its mass inside the boxes."""
-    if not metrics.live(heat[None]):
+    if not live(heat[None]):
         return "dead"
     if not len(boxes):
         return ""
-    masks = metrics.box_masks(boxes, torch.tensor([len(boxes)]), heat.shape[-1])
-    return f"{100 * metrics.content_shares(heat[None], masks).item():.0f} % in the box"
+    masks = box_masks(boxes, heat.shape[-1], counts=torch.tensor([len(boxes)]))
+    return f"{100 * content_heatmap(heat[None], masks).item():.0f} % in the box"
 
 
 def number(value) -> float:

@@ -8,22 +8,33 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import checkpoints, evaluation, html, pictures, storage
+from . import bootstrap, checkpoints, controls, html, measuring, pictures, storage
+from .controls import CONTROLS
 from .data import Data, open_data
-from .evaluation import Explained
+from .explained import Explained
 from .storage import CheckpointError
+
+
+def _controlled(measure: str, title: str, **flat: str) -> dict[str, str]:
+    """A measure and its controls, which are indented."""
+    own = {name: control.title for name, control in CONTROLS.items() if measure in control.measures}
+    return {measure: title, **flat, **{f"{name}_{measure}": f"  of the baseline, {own[name]}" for name in own}}
+
 
 MEASURES = {
     "accuracy": "accuracy",
+    "accuracy_difference": "  less the baseline's, 95 %",
     "top5": "accuracy, top 5",
-    "content_heatmap": "Content Heatmap (CH)",
-    "flat_content_heatmap": "  CH of a flat heatmap",
-    "sharpness_matched_content_heatmap": "  CH of the baseline, as sharp",
+    **_controlled("content_heatmap", "Content Heatmap (CH)", flat_content_heatmap="  of a flat heatmap"),
+    **_controlled("content_mask", "CH, by mask", flat_content_mask="  of a flat heatmap"),
     "effective_area": "effective area",
-    "pointing_game": "pointing game",
-    "consistency": "consistency",
-    "sharpness_matched_consistency": "  of the baseline, as sharp",
+    **_controlled("pointing_game", "pointing game"),
+    **_controlled("peak_in_mask", "peak in mask"),
+    **_controlled("consistency", "consistency"),
     "twin_retrieval": "twin retrieval",
+    **_controlled("likeness", "likeness to the runner-up's heatmap"),
+    "denser": "two objects: denser on the label's",
+    "denser_other": "two objects: denser on the other's, by its heatmap",
     "insertion": "insertion AUC",
     "deletion": "deletion AUC",
     "dead_heatmaps": "dead heatmaps",
@@ -109,20 +120,21 @@ def write(folder: Path, entries: list[Entry], data: Data, seed: int, baseline: s
 def summarise(entries: list[Entry], baseline: str, classes) -> dict[str, dict]:
     """Per key the mean of each measure over the seeds in percent, its spread, every seed's own, and the classes'.
 
-    The spread is the sample standard deviation, None for a single seed. A measure that nothing is known of is None.
+    The spread is the sample standard deviation, None for a single seed; of accuracy_difference the ends of its
+    interval. A measure that nothing is known of is None.
     """
     answers = {(entry.key, entry.seed): entry.explained for entry in entries}
     measured, by_class = {}, {}
     for entry in entries:
-        values = evaluation.measures(entry.explained)
-        row = {"seed": entry.seed, **dict.fromkeys(MEASURES), **evaluation.summarise(values)}
+        values = measuring.measures(entry.explained)
+        row = {"seed": entry.seed, **dict.fromkeys(MEASURES), **measuring.summarise(values)}
         control = answers.get((baseline, entry.seed))
-        if control is not None and row["effective_area"] is not None:
-            row |= evaluation.sharpness_matched(control, row["effective_area"])
+        if control is not None:
+            row |= controls.of_baseline(control, entry.explained)
         if entry.history:
             row["seconds"] = sum(epoch["seconds"] for epoch in entry.history)
         measured.setdefault(entry.key, []).append(row)
-        by_class.setdefault(entry.key, []).append(evaluation.per_class(values, classes))
+        by_class.setdefault(entry.key, []).append(measuring.per_class(values, classes))
     summary = {}
     for key, rows in measured.items():
         columns = {name: [row[name] for row in rows] for name in MEASURES}
@@ -131,6 +143,10 @@ def summarise(entries: list[Entry], baseline: str, classes) -> dict[str, dict]:
         summary[key]["spread"] = {name: _spread(values) for name, values in columns.items()}
         summary[key]["runs"] = rows
         summary[key]["classes"] = _mean_classes(by_class[key], classes)
+        pairs = [(answers[key, row["seed"]], answers.get((baseline, row["seed"]))) for row in rows]
+        difference = bootstrap.accuracy_difference(pair for pair in pairs if key != baseline and pair[1])
+        if difference:
+            summary[key]["accuracy_difference"], *summary[key]["spread"]["accuracy_difference"] = difference
     return summary
 
 
@@ -161,6 +177,8 @@ def cell(column: dict, name: str) -> str:
     mean, spread = column[name], column["spread"][name]
     if mean is None:
         return "-"
+    if name == "accuracy_difference":
+        return f"{mean:+.1f} [{spread[0]:+.1f}, {spread[1]:+.1f}]"
     digits = 0 if name in WHOLE else 1
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 

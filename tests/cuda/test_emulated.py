@@ -84,6 +84,11 @@ def test_shapes(kernels, shape, layout, weighting):
     compare(kernels, case)
 
 
+@pytest.mark.parametrize("transform", ["crop", "warp"])
+def test_consistency_alone(kernels, transform):
+    compare(kernels, case_of(5, 12, (4, 6), objective="consistency", transform=transform))
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("transform", ["crop", "warp"])
 def test_objectives_and_transforms(kernels, transform, objective):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import train
 from driver import data, engine, settings, storage
+from driver.explained import Explained
 from driver.ranks import Ranks
 from tqdm import tqdm
 
@@ -142,6 +143,30 @@ def first_gradients(*flags, ranks=None) -> dict[str, torch.Tensor]:
 def no_bar():
     """A progress bar that shows nothing."""
     return tqdm(disable=True)
+
+
+def answers(heatmaps: torch.Tensor, **known) -> Explained:
+    """What a model says about images of which its heatmaps [N, H, W] are known, and perhaps more; the rest is empty."""
+    count, _, width = heatmaps.shape
+    size = known.get("image_size", width)
+    none, nothing = torch.zeros_like(heatmaps), torch.zeros(0, 2, dtype=torch.float64)
+    zeros, no_masks = torch.zeros(count, dtype=torch.int64), torch.zeros(count, 0, 0, dtype=torch.uint8)
+    fields = {
+        **dict.fromkeys(("predicted", "ranks", "labels", "box_counts"), zeros),
+        **dict.fromkeys(("heatmaps", "aug_heatmaps"), heatmaps),
+        **dict.fromkeys(("runner_up_heatmaps", "distractor_heatmaps", "norms"), none),
+        **dict.fromkeys(("masks", "distractor_masks"), no_masks),
+        **dict.fromkeys(("insertion", "deletion"), nothing),
+        "crops": torch.tensor([[0, 0, size, size, 0]] * count),
+        "more_heatmaps": none[:, None][:, :0],
+        "more_crops": torch.zeros(count, 0, 5, dtype=torch.int64),
+        "boxes": torch.zeros(0, 4),
+        "distractors": zeros - 1,
+        "groups": torch.arange(count),
+        "corrupt": zeros.bool(),
+        "image_size": size,
+    }
+    return Explained(**{**fields, **known})
 
 
 # ---- Scripts in this process

@@ -58,6 +58,12 @@ def test_gradients_are_those_of_the_loss_written_out(method):
         assert_close(ours.grad, expected.grad, 1e-3, floor=1e-2, what=name)
 
 
+def test_consistency_alone_weighs_what_it_does_beside_the_contrast():
+    chosen = settings.Settings(cgc_weight=0.5, consistency=8.0)
+    weights = {name: METHODS[name].weight(chosen) for name in ("cgc_consistent", "consistency")}
+    assert weights == {"cgc_consistent": 0.5, "consistency": 4.0}
+
+
 def test_parts_of_a_batch_add_up():
     """Without negatives, which parts do not share, the gradients of two halves are those of the whole."""
     flags = [*FROZEN, "--temperature", "1e9"]

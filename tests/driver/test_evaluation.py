@@ -5,14 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from driver import evaluation, metrics, models
+from driver import evaluation, evaluation_views, measuring, models
 from driver.data import CorruptImage, Images, Record, open_data
-from driver.evaluation import Explained, boxes_in_view
+from driver.evaluation_views import boxes_in_view
 from driver.settings import Settings
 from driver.views import original_view
 from PIL import Image
 
+from cgc_kernels.metrics import live
 from tests.driver import data_sets
+from tests.driver.cases import answers
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(train_images=20, val_images=30, test_images=130)
@@ -60,7 +62,7 @@ def test_masks_follow_the_image(size, side):
     across, down = np.arange(width) - 0.45 * width, np.arange(height) - 0.55 * height
     disc = across**2 + down[:, None] ** 2 < (0.3 * min(size)) ** 2
     view = np.array(original_view(Image.fromarray(disc).convert("RGB"), side))[..., 0] > 127
-    mask = evaluation.mask_in_view(torch.from_numpy(disc), side).numpy()
+    mask = evaluation_views.mask_in_view(torch.from_numpy(disc), side).numpy()
     assert mask.shape == view.shape
     assert (mask & view).sum() >= 0.95 * (mask | view).sum()
 
@@ -78,7 +80,7 @@ def test_masks_come_with_the_batches(data):
                 **({"mask": mask, "distractor": 3, "distractor_mask": ~mask} if index else {})
             )
 
-    (batch,) = evaluation.batches(Masked(), [0, 1], data, seed=0, stream="val")
+    (batch,) = evaluation_views.batches(Masked(), [0, 1], data, seed=0, stream="val")
     assert torch.equal(batch.masks, torch.stack([torch.zeros_like(mask), mask]))
     assert torch.equal(batch.distractor_masks, torch.stack([torch.zeros_like(mask), ~mask]))
     assert batch.distractors.tolist() == [-1, 3]
@@ -89,7 +91,7 @@ def test_resized_size_is_torchvisions(size):
     from torchvision.transforms import functional
 
     resized = functional.resize(Image.new("RGB", size), round(224 * 256 / 224))
-    assert evaluation.resized_size(*size, 224) == resized.size
+    assert evaluation_views.resized_size(*size, 224) == resized.size
 
 
 def test_boxes_outside_the_view_are_left_out():
@@ -104,7 +106,11 @@ def test_boxes_outside_the_view_are_left_out():
 
 
 def test_explained_fits_together(explained, data):
-    assert explained.heatmaps.shape == explained.aug_heatmaps.shape == (130, 8, 8)
+    assert explained.heatmaps.shape == explained.aug_heatmaps.shape == explained.norms.shape == (130, 8, 8)
+    assert explained.more_heatmaps.shape == (130, 3, 8, 8)
+    assert explained.more_crops.shape == (130, 3, 5)
+    assert explained.masks.shape == explained.distractor_masks.shape == (130, 0, 0)
+    assert explained.groups.unique().numel() == 130  # each image its own
     assert torch.equal(explained.labels, data.test.labels)
     assert torch.equal(explained.boxes, data.test.split.boxes.float())
     assert explained.insertion.shape == explained.deletion.shape == (120, 9)
@@ -127,9 +133,10 @@ def test_parts_joined_are_the_whole(cam, data):
 
 def test_measures_of_the_saved_are_those_of_the_images(cam, data, explained):
     live = evaluation.per_image(cam, data.test, range(130), data, CPU, seed=0, stream="test")
-    saved = evaluation.measures(explained)
-    for name, values in live.items():
-        torch.testing.assert_close(saved[name], values, rtol=1e-4, atol=1e-5, equal_nan=True)
+    saved = measuring.measures(explained)
+    for name, values in live.items():  # without masks there is nothing, or nothing but NaN
+        expected = saved[name] if name in saved else torch.full_like(values, torch.nan)
+        torch.testing.assert_close(expected, values, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_summary_by_hand():
@@ -137,24 +144,16 @@ def test_summary_by_hand():
     heat = torch.zeros(3, 8, 8)
     heat[0, 1, 1] = heat[1, 7, 7] = 1
     boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 4, 4]]).float()
-    crops = torch.tensor([[0, 0, 8, 8, 0]] * 3)
-    empty = torch.zeros(0, 2, dtype=torch.float64)
-    answers = Explained(
+    explained = answers(
+        heat,
         predicted=torch.tensor([0, 5, 5]),
         ranks=torch.tensor([0, 3, 7]),
-        heatmaps=heat,
-        aug_heatmaps=heat,
         labels=torch.tensor([0, 0, 1]),
-        crops=crops,
         boxes=boxes,
         box_counts=torch.tensor([1, 1, 1]),
-        corrupt=torch.zeros(3, dtype=torch.bool),
-        insertion=empty,
-        deletion=empty,
-        image_size=8,
     )
-    values = evaluation.measures(answers)
-    summary = evaluation.summarise(values)
+    values = measuring.measures(explained)
+    summary = measuring.summarise(values)
     assert summary == pytest.approx(
         {
             "accuracy": 100 / 3,
@@ -169,26 +168,15 @@ def test_summary_by_hand():
             "corrupt_images": 0,
         }
     )
-    first, second = evaluation.per_class(values, ["cat", "dog"])
+    first, second = measuring.per_class(values, ["cat", "dog"])
     assert (first["class"], first["images"], first["accuracy"], first["content_heatmap"]) == ("cat", 2, 50, 50)
     assert (second["class"], second["images"], second["dead_heatmaps"]) == ("dog", 1, 100)
     assert "content_heatmap" not in second
 
 
-def test_control_is_the_baseline_at_the_methods_sharpness(explained):
-    """Heatmaps that are the baseline's squared are matched exactly: nothing but sharpening scores nothing."""
-    generator = torch.Generator().manual_seed(0)
-    maps, aug_maps = torch.rand(2, 130, 64, 64, generator=generator)
-    baseline = explained._replace(heatmaps=maps, aug_heatmaps=aug_maps)
-    summary = evaluation.summarise(evaluation.measures(baseline._replace(heatmaps=maps**2, aug_heatmaps=aug_maps**2)))
-    control = evaluation.sharpness_matched(baseline, summary["effective_area"])
-    for name in ("content_heatmap", "consistency"):
-        assert control[f"sharpness_matched_{name}"] == pytest.approx(summary[name], abs=1e-3)
-
-
 def test_insertion_and_deletion_of_dead_heatmaps_are_not_scored(explained):
-    dead = ~metrics.live(explained.heatmaps)
-    values = evaluation.measures(explained)
+    dead = ~live(explained.heatmaps)
+    values = measuring.measures(explained)
     assert dead.any()
     assert values["insertion"][dead].isnan().all()
     assert values["deletion"][120:].isnan().all()
@@ -200,6 +188,65 @@ def test_model_is_left_in_eval_mode_and_without_gradients(cam, data):
     evaluation.per_image(cam, data.val, range(4), data, CPU, seed=0, stream="val")
     assert not cam.model.training
     assert all(parameter.grad is None for parameter in cam.model.parameters())
+
+
+# ---- Masks, and a second object
+
+
+@pytest.fixture(scope="module")
+def pasted(tmp_path_factory):
+    """Objects with masks on photographs, with a distractor."""
+    root = data_sets.make_cutouts(tmp_path_factory.mktemp("cutouts"))
+    places = data_sets.places("cutouts", root)
+    return open_data(Settings(**places, image_size=48, model="small_resnet", distractors=1))
+
+
+@pytest.fixture(scope="module")
+def pasted_cam(pasted):
+    torch.manual_seed(0)
+    return models.grad_cam(models.create(Settings(model="small_resnet", image_size=48), len(pasted.classes)))
+
+
+def test_heatmaps_of_other_classes_and_of_none(pasted, pasted_cam):
+    """Of the runner-up, of the distractor, and the channel norm: each as when asked for by itself."""
+    explained = evaluation.explain(pasted_cam, pasted.test, pasted, CPU, seed=0)
+    (batch,) = evaluation_views.batches(pasted.test, range(10), pasted, seed=0, stream="test", more=3)
+    explainer = evaluation.as_explainer(pasted_cam)
+    logits, (heatmaps,), norms = explainer((batch.original,), batch.labels)
+    order = logits.argsort(1, descending=True)
+    runner_up = torch.where(order[:, 0] == batch.labels, order[:, 1], order[:, 0])
+    torch.testing.assert_close(explained.heatmaps, heatmaps)
+    torch.testing.assert_close(explained.runner_up_heatmaps, explainer((batch.original,), runner_up)[1][0])
+    torch.testing.assert_close(explained.distractor_heatmaps, explainer((batch.original,), batch.distractors)[1][0])
+    torch.testing.assert_close(explained.norms, norms)
+    for number in range(3):
+        (more,) = explainer((batch.more[:, number],), batch.labels)[1]
+        torch.testing.assert_close(explained.more_heatmaps[:, number], more)
+    assert torch.equal(explained.more_crops, batch.more_crops)
+    views = torch.cat([explained.crops[:, None], explained.more_crops], 1)
+    assert all(len(own.unique(dim=0)) == 4 for own in views)  # no view twice
+
+
+def test_masks_and_groups_are_those_of_the_images(pasted, pasted_cam):
+    explained = evaluation.explain(pasted_cam, pasted.test, pasted, CPU, seed=0)
+    samples = list(pasted.test)
+    where = measuring.places_of(explained)
+    assert torch.equal(where.mask, torch.stack([sample.mask for sample in samples]))
+    assert torch.equal(where.other, torch.stack([sample.distractor_mask for sample in samples]))
+    names = pasted.test.groups
+    same = torch.tensor([[first == second for first in names] for second in names])
+    assert torch.equal(explained.groups[:, None] == explained.groups, same)
+    assert not same.all()
+    part = explained.select(torch.tensor([2, 5, 6]))
+    assert torch.equal(part.boxes, torch.cat([samples[index].boxes for index in (2, 5, 6)]))
+    assert torch.equal(measuring.places_of(part).mask, where.mask[[2, 5, 6]])
+
+
+def test_everything_is_measured_where_there_are_masks(pasted, pasted_cam):
+    summary = measuring.summarise(measuring.measures(evaluation.explain(pasted_cam, pasted.test, pasted, CPU, seed=0)))
+    assert set(measuring.MEANS) - summary.keys() == {"insertion", "deletion"}
+    values = evaluation.per_image(pasted_cam, pasted.val, range(10), pasted, CPU, seed=0, stream="val")
+    assert {"content_mask", "peak_in_mask"} <= measuring.summarise(values).keys()
 
 
 # ---- Files.
@@ -219,10 +266,10 @@ def test_unreadable_images_are_named_skipped_and_counted(birds, capsys):
     cam = models.grad_cam(models.create(birds, 3))
     explained = evaluation.explain(cam, opened.test, opened, CPU, seed=0)
     assert explained.corrupt.tolist() == [False, True, False, False, False, False]
-    summary = evaluation.summarise(evaluation.measures(explained))
+    summary = measuring.summarise(measuring.measures(explained))
     assert summary["corrupt_images"] == 1
     readable = opened._replace(test=opened.test.subset([0, 2, 3, 4, 5]))
-    without = evaluation.summarise(evaluation.measures(evaluation.explain(cam, readable.test, readable, CPU, seed=0)))
+    without = measuring.summarise(measuring.measures(evaluation.explain(cam, readable.test, readable, CPU, seed=0)))
     assert summary["accuracy"] == pytest.approx(without["accuracy"])
     assert summary["flat_content_heatmap"] == pytest.approx(without["flat_content_heatmap"])
     evaluation.explain(cam, opened.test, opened, CPU, seed=0)
@@ -246,6 +293,6 @@ def test_images_without_boxes_are_measured_without_them(tmp_path, birds):
     data_sets.save_image(tmp_path / "1.png", 1)
     opened = open_data(birds)._replace(test=Images([Record(str(tmp_path / "1.png"), 0)], ("a", "b", "c")))
     cam = models.grad_cam(models.create(birds, 3))
-    summary = evaluation.summarise(evaluation.measures(evaluation.explain(cam, opened.test, opened, CPU, seed=0)))
+    summary = measuring.summarise(measuring.measures(evaluation.explain(cam, opened.test, opened, CPU, seed=0)))
     assert not {"content_heatmap", "flat_content_heatmap", "pointing_game"} & summary.keys()
     assert "accuracy" in summary

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import train
-from driver import evaluation, freezing, storage
+from driver import evaluation, freezing, measuring, storage
 from driver.engine import Trainer
 
 from tests.driver import data_sets
@@ -110,7 +110,7 @@ def test_features_are_trained_on_as_images_are(more, monkeypatch):
         how = {"seed": 7, "stream": "val", "source": trainer.evaluation_batches("val")}
         images = trainer.data.val, range(len(trainer.data.val))
         values = evaluation.per_image(trainer.state.evaluated, *images, trainer.data, trainer.device, **how)
-        measured.append(evaluation.summarise(values))
+        measured.append(measuring.summarise(values))
     assert measured[0] == pytest.approx(measured[1], abs=0.5)
 
 

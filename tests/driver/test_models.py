@@ -62,7 +62,7 @@ def assert_our_heatmap_is_theirs(classifier, size=64):
     views, labels = torch.randn(3, 3, size, size, generator=generator), torch.tensor([0, 3, 6])
     theirs = explainers.build("GradCAM", classifier)
     ours = evaluation.as_explainer(models.grad_cam(classifier))
-    logits, (heatmaps,) = ours((views,), labels)
+    logits, (heatmaps,), *_ = ours((views,), labels)
     their_logits, (their_heatmaps,) = theirs((views,), labels)
     assert_close(logits, their_logits, 1e-5)
     assert_close(heatmaps, their_heatmaps, 1e-5, what="heatmaps")

@@ -12,7 +12,10 @@ import pytest
 import torch
 import train
 from driver import charts, pictures, report
-from driver.evaluation import Explained
+from driver.controls import CONTROLS
+from driver.explained import packed
+
+from tests.driver.cases import answers
 
 TINY = {"epochs": 2, "train-images": 32, "val-images": 10, "test-images": 60, "warmup": 1, "device": "cpu"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -175,21 +178,7 @@ def test_first_of_each_class_is_readable():
 
 
 def test_table_leaves_out_what_is_unknown():
-    empty = torch.zeros(0, 2, dtype=torch.float64)
-    explained = Explained(
-        predicted=torch.tensor([0, 1]),
-        ranks=torch.tensor([0, 1]),
-        heatmaps=torch.ones(2, 4, 4),
-        aug_heatmaps=torch.ones(2, 4, 4),
-        labels=torch.tensor([0, 0]),
-        crops=torch.tensor([[0, 0, 8, 8, 0]] * 2),
-        boxes=torch.zeros(0, 4),
-        box_counts=torch.zeros(2, dtype=torch.int64),
-        corrupt=torch.tensor([False, False]),
-        insertion=empty,
-        deletion=empty,
-        image_size=8,
-    )
+    explained = answers(torch.ones(2, 4, 4), ranks=torch.tensor([0, 1]), labels=torch.tensor([0, 0]), image_size=8)
     entries = [report.Entry("a", "A", seed, explained, []) for seed in (0, 1)]
     text = report.table(report.summarise(entries, "a", ("cat",)))
     assert "accuracy   " in text
@@ -199,6 +188,53 @@ def test_table_leaves_out_what_is_unknown():
     broken = explained._replace(corrupt=torch.tensor([True, False]))
     text = report.table(report.summarise([report.Entry("a", "A", 0, broken, [])], "a", ("cat",)))
     assert "unreadable images (number)" in text
+
+
+def two_objects(heatmaps, **more):
+    """Two images of 8 px: the object of class 0 on the left, another of class 1 on the right."""
+    left = torch.zeros(2, 8, 8, dtype=torch.bool)
+    left[:, :, :4] = True
+    boxes = {"boxes": torch.tensor([[0.0, 0.0, 4.0, 8.0]] * 2), "box_counts": torch.tensor([1, 1])}
+    masks = {"masks": packed(left), "distractor_masks": packed(~left), "distractors": torch.tensor([1, 1])}
+    return answers(heatmaps, **boxes, **masks, **more)
+
+
+def test_table_shows_every_measure_with_its_controls():
+    """The baseline's heatmap has 1/4 beside the object, the method's none; both say the label of the first image."""
+    wide = torch.zeros(2, 8, 8)
+    wide[:, 2:4, 2:4], wide[:, 2:4, 4:6] = 3.0, 1.0
+    sharp = torch.zeros(2, 8, 8)
+    sharp[:, 2:4, 2:4] = 1.0
+    baseline = two_objects(
+        wide,
+        ranks=torch.tensor([0, 1]),
+        runner_up_heatmaps=wide,
+        distractor_heatmaps=wide,
+        norms=sharp,
+        more_heatmaps=wide[:, None].repeat(1, 3, 1, 1),
+        more_crops=torch.tensor([0, 0, 8, 8, 0]).expand(2, 3, 5),
+    )
+    method = two_objects(sharp, runner_up_heatmaps=wide, distractor_heatmaps=sharp.flip(2))
+    entries = [report.Entry(name, name, 0, explained, []) for name, explained in (("a", baseline), ("b", method))]
+    summary = report.summarise(entries, "a", ("cat", "dog"))
+    table = {row[0].strip(): row[1:] for row in report.rows(summary)}
+    text = report.table(summary)
+    for control in CONTROLS.values():
+        assert text.count(f"  of the baseline, {control.title}") == len(control.measures)
+    assert table["accuracy"] == ["50.0", "100.0"]
+    assert table["less the baseline's, 95 %"] == ["-", "+50.0 [+0.0, +100.0]"]
+    assert table["CH, by mask"] == ["75.0", "100.0"]
+    assert table["peak in mask"] == ["100.0", "100.0"]
+    assert table["likeness to the runner-up's heatmap"] == ["100.0", f"{100 * 3 / 10**0.5:.1f}"]
+    assert table["two objects: denser on the label's"] == ["100.0", "100.0"]
+    assert table["two objects: denser on the other's, by its heatmap"] == ["0.0", "100.0"]
+    own = summary["b"]
+    assert own["sharpness_matched_content_mask"] == pytest.approx(100, abs=1e-3)  # the power cuts the fainter part off
+    assert own["channel_norm_content_heatmap"] == pytest.approx(100)
+    assert own["five_views_peak_in_mask"] == pytest.approx(100)
+    assert own["sharpness_matched_likeness"] == pytest.approx(100)
+    assert 50 < own["blurred_content_mask"] < 100
+    json.dumps(summary, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -221,4 +257,6 @@ def test_charts_escape_titles_and_skip_gaps():
     assert "nan" not in chart
     assert chart.count("M") >= 2
     assert charts.line_chart([charts.Series(1, "x", [nan], [[nan]])], [1], "epoch") == ""
-    assert "control: 3.0" in charts.dot_chart([("x", 2.0, [1.0, 3.0], 3.0), ("y", None, [], None)])
+    bars = charts.dot_chart([("x", 2.0, [1.0, 3.0], [("as <sharp>", 3.0), ("blurred", 4.0)]), ("y", None, [], [])])
+    assert "as &lt;sharp&gt;: 3.0" in bars
+    assert bars.count('class="control"') == bars.count('class="further control"') == 1

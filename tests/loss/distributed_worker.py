@@ -28,6 +28,7 @@ CASES = {
     "mse": {"objective": "mse"},
     "consistent": {"objective": "released", "consistency": 3.0, "pooled": True},
     "consistent mse": {"objective": "mse", "consistency": 3.0},
+    "consistency alone": {"objective": "consistency"},
     "low temperature": {"objective": "paper", "temperature": 0.01},
     "warp": {"objective": "released", "transform": "warp"},
     "float32": {"objective": "released", "consistency": 1.0, "dtype": torch.float32},

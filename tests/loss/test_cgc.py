@@ -127,6 +127,34 @@ def test_consistency_adds_exactly_its_term(backend, objective):
         assert_close(evaluate(case, backend)[0] - plain, weight * (1 - positives(case).mean()), 1e-11)
 
 
+@pytest.mark.parametrize("transform", ["crop", "warp"])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_consistency_alone_is_what_the_term_adds(backend, transform):
+    """The value, and all gradients, which add up."""
+    case = simple_case(batch=4, objective="consistency", transform=transform)
+    loss, grads = evaluate(case, backend)
+    assert_close(loss, 1 - positives(case).mean(), 1e-12)
+    plain, whole = (
+        evaluate(simple_case(batch=4, transform=transform, consistency=weight), "reference")[1] for weight in (0.0, 1.0)
+    )
+    for name in VIEWS:
+        assert_close(grads[name], whole[name] - plain[name], 1e-11, what=name)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_consistency_alone_at_its_bounds(backend):
+    """0 of identical views, 1/2 where the matrix shows nothing; a batch of one is as good as any."""
+    case = simple_case(batch=1, objective="consistency", transform=CropFlip.identity(1, (9, 11)))
+    loss, grads = evaluate(case._replace(views=case.views[:2] * 2), backend)
+    assert 0 <= loss < 1e-14
+    assert all(grad.abs().amax() < 1e-6 for grad in grads.values())
+    blind = torch.eye(3, dtype=torch.float64)[None].clone()
+    blind[0, 0, 2] = 1e6
+    loss, grads = evaluate(case._replace(transform=blind), backend)
+    assert_close(loss, torch.tensor(0.5, dtype=torch.float64), 1e-14)
+    assert all((grads[name] == 0).all() for name in VIEWS[:2])
+
+
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_mean_square_is_two_minus_two_cosines(backend):
     case = simple_case(batch=4, objective="mse", transform="warp")

@@ -70,6 +70,7 @@ WRONG = [
     ({"consistency": -1}, ValueError, r"consistency must be finite and >= 0, got -1"),
     ({"consistency": NAN}, ValueError, "consistency must be finite and >= 0, got nan"),
     ({"consistency": INF}, ValueError, "consistency must be finite and >= 0, got inf"),
+    ({"consistency": 2, "objective": "consistency"}, ValueError, "consistency must be 0 with .*, got 2; weigh"),
     ({"consistency": [1.0]}, TypeError, "consistency must be a number, got list of length 1"),
     # names
     ({"weighting": "hirescam"}, ValueError, "weighting must be one of 'gradcam', 'elementwise', got 'hirescam'"),

@@ -67,6 +67,13 @@ def test_heatmap_loss(backend, objective, kind):
 
 
 @pytest.mark.parametrize("kind", ["crop", "homography"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_consistency_alone(backend, kind):
+    settings = {"image_size": SIZE, "objective": "consistency", "backend": backend}
+    assert gradcheck(lambda m, n: heatmap_loss(m, n, transform(kind), **settings), heatmaps(), **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["crop", "homography"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resample(backend, objective, kind):

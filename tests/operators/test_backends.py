@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import cgc_kernels
-from cgc_kernels import CGCLoss, backends, cgc_loss, gradcam, heatmap_loss, info
+from cgc_kernels import CGCLoss, backends, cgc_loss, gradcam, heatmap_loss, info, metrics
 from cgc_kernels.__main__ import report
 from cgc_kernels.backends import cuda, triton
 from cgc_kernels.backends.backend import LARGEST_SIDE
@@ -403,7 +403,13 @@ def test_a_number_as_image_size_is_a_square():
     assert_same_bits(square, evaluate(case, "auto")[0])
 
 
-@pytest.mark.parametrize("name", ["loss", "transforms", "grad_cam.module", "grad_cam.reshape", "backends"])
+EXAMPLES = [
+    *("loss", "transforms", "grad_cam.module", "grad_cam.reshape", "backends"),
+    *("metrics.inputs", "metrics.maps", "metrics.places", "metrics.sharpness"),
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_the_docstrings_run(name):
     module = import_module(f"cgc_kernels.{name}")
     result = doctest.testmod(
@@ -416,5 +422,6 @@ def test_examples_of_the_docstrings_run(name):
 def test_public_names():
     for name in cgc_kernels.__all__:
         assert getattr(cgc_kernels, name) is not None
-    for function in (cgc_loss, heatmap_loss, gradcam, info, CGCLoss):
+    measures = [value for name in metrics.__all__ if callable(value := getattr(metrics, name))]
+    for function in (cgc_loss, heatmap_loss, gradcam, info, CGCLoss, *measures):
         assert "Example::" in function.__doc__, function

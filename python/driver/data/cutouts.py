@@ -77,7 +77,7 @@ class Cutouts(Images):
 
     @property
     def groups(self) -> list[str]:
-        """class/group of each image's object."""
+        """class/group of each image's object, which no other split has."""
         return [f"{self.classes[plan.object.label]}/{plan.object.group}" for plan in self.plans]
 
     def files(self) -> list[str]:

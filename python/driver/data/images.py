@@ -106,6 +106,11 @@ class Images(Dataset):
         """The files that the images are made of, as far as they are there."""
         return [record.path for record in self.records if Path(record.path).is_file()]
 
+    @property
+    def groups(self) -> list[str]:
+        """The name of the object that each image shows: each its own, unless a data set knows better."""
+        return [record.path for record in self.records]
+
     def boxed(self) -> int:
         """How many images have a box."""
         return sum(bool(record.boxes) for record in self.records)

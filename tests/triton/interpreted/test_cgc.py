@@ -152,6 +152,8 @@ LAWS = [
     *[(test_cgc.test_consistency_adds_exactly_its_term, (objective,)) for objective in test_cgc.OBJECTIVES],
     *[(test_cgc.test_every_output_is_written, a) for a in zip(test_cgc.OBJECTIVES, WEIGHTINGS, strict=True)],
     *[(test_cgc.test_eps_does_not_vanish_in_16_bits, (dtype,)) for dtype in (torch.bfloat16, torch.float16)],
+    *[(test_cgc.test_consistency_alone_is_what_the_term_adds, (transform,)) for transform in ("crop", "warp")],
+    (test_cgc.test_consistency_alone_at_its_bounds, ()),
     (test_cgc.test_mean_square_is_two_minus_two_cosines, ()),
     (test_cgc.test_the_stages_make_the_whole, ()),
     (test_cgc.test_inputs_are_read_in_place, ()),
