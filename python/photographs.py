@@ -18,12 +18,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import experiments
 import numpy as np
 import torch
-from driver import evaluation, flags, loading, models, report, storage
+from driver import evaluation, flags, loading, models, pictures, report, storage
 from driver.data import DataError, open_data
 from driver.state import Run
 from experiments import Arm, Experiment
@@ -130,8 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not runs:
         print("photographs.py: no seed is finished yet", file=sys.stderr)
         return 1
+    pictures.bars(chosen.page.with_suffix(".png"), summary, DRAWN)
     with storage.replacing(chosen.page) as path:
-        path.write_text(page(summary, two_objects(runs), len(runs) // len(ARMS)), encoding="utf-8")
+        path.write_text(page(summary, two_objects(runs), runs), encoding="utf-8")
     print(f"{report.table(summary)}\n\nSee {chosen.page} and {chosen.output / NAME / 'report.html'}.")
     return 0
 
@@ -236,10 +238,12 @@ are photographs with transparency, Tux Paint's stamps, in eight classes: bird, h
 vegetable, flower, household, vehicle. They are pasted on photographs of places from the Machine Vision Toolbox, so that
 every mask is known to the pixel; no object group and no photograph is in two splits, and the seed decides which. The
 last stage and the head of an ImageNet network, EfficientNet-Lite0, are trained on 640 images, on views made once
-([training.md](training.md#a-part-that-stays-as-it-is), `--preset cutouts`), every arm on the same. {seeds} seeds, 560
-test images each; percent, mean ± standard deviation. [data.md](data.md#measures) says what is measured.
+([training.md](training.md#a-part-that-stays-as-it-is), `--preset cutouts`), every arm on the same, and 560 others are
+looked at. Percent, mean ± standard deviation over the seeds, {date}; [data.md](data.md#measures) says what is measured.
 
 {claims}
+
+![Bars of every arm, with the controls of the baseline's heatmaps](photographs.png)
 
 {table}
 
@@ -257,20 +261,30 @@ CLAIMS = (
     ("peak_in_mask", "", 15.0),
     ("accuracy", "", -1.5),
 )
+DRAWN = {
+    "accuracy": "Accuracy, %",
+    "content_heatmap": "CH in the box, %",
+    "content_mask": "CH on the object, %",
+    "peak_in_mask": "Peak on the object, %",
+    "consistency": "Consistency, %",
+}
+MEASURES = [name for name in report.MEASURES if name not in report.WHOLE]
 BESIDE = ("accuracy", "content_heatmap", "content_mask", "peak_in_mask", "likeness", "denser", "denser_other")
 
 
-def page(summary: dict[str, dict], beside: dict[str, dict], seeds: int) -> str:
+def page(summary: dict[str, dict], beside: dict[str, dict], runs: list[Run]) -> str:
     """docs/photographs.md, from what was measured of one object, and of two."""
-    tables = table(summary, report.MEASURES), table(beside, BESIDE)
-    return TEXT.format(seeds=seeds, claims=claims(summary), table=tables[0], beside=tables[1])
+    seeds, last = len({run.seed for run in runs}), max(run.results.stat().st_mtime for run in runs)
+    tables = {"table": table(summary, MEASURES), "beside": table(beside, BESIDE)}
+    return TEXT.format(seeds=seeds, date=date.fromtimestamp(last), claims=claims(summary), **tables)
 
 
 def table(summary: dict[str, dict], measures: Iterable[str]) -> str:
     """Known measures by arms."""
     known = [name for name in measures if any(column.get(name) is not None for column in summary.values())]
     rows = [["", *(column["title"] for column in summary.values())]]
-    rows += [[report.MEASURES[name], *(report.cell(column, name) for column in summary.values())] for name in known]
+    titles = {name: report.MEASURES[name].replace("  ", "· ") for name in known}
+    rows += [[titles[name], *(report.cell(column, name) for column in summary.values())] for name in known]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], f"|---|{'---|' * len(summary)}", *lines[1:]])
 
@@ -281,9 +295,9 @@ def claims(summary: dict[str, dict]) -> str:
     lines = [f"What was asked of *{last['title']}* beforehand, and what came of it:", ""]
     for measure, control, least in CLAIMS:
         gain = last[measure] - (last[control] if control else baseline[measure])
-        over = report.MEASURES[control].strip() if control else baseline["title"]
+        over = report.MEASURES[control].strip() if control else f"of {baseline['title']}"
         met = "yes" if gain >= least else "**no**"
-        lines.append(f"- {report.MEASURES[measure]} less that {over}: at least {least:+.1f}, it is {gain:+.1f}: {met}")
+        lines.append(f"- {report.MEASURES[measure]}, less that {over}: at least {least:+.1f}, it is {gain:+.1f}: {met}")
     return "\n".join(lines)
 
 

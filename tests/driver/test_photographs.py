@@ -98,6 +98,8 @@ def test_the_study_on_a_miniature(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "page.md").read_text()
     header = "|  | cross-entropy | CGC | CGC + consistency | CGC, λ = 1, + consistency |"
     assert page.count(header) == 2
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.width > 800
     for measure in ("accuracy", "Content Heatmap (CH)", "pointing game"):
         assert f"| {measure} |" in page
     assert page.count(": at least ") == len(photographs.CLAIMS)
@@ -113,4 +115,4 @@ def test_claims_that_fail_are_said():
     text = photographs.claims(summary)
     assert text.count("**no**") == 2
     assert text.count(": yes") == 2
-    assert "less that a: at least +15.0, it is +20.0: yes" in text
+    assert "less that of a: at least +15.0, it is +20.0: yes" in text
