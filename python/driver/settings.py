@@ -342,8 +342,12 @@ def _rules_of_data(settings: Settings) -> list[tuple[bool, str]]:
             f"--data {settings.data} must come with --data-root DIR, the folder that holds it",
         ),
         (
-            cutouts != bool(settings.photographs),
-            f"--photographs DIR must come with --data cutouts, and only with it, got --data {settings.data}",
+            cutouts and not settings.photographs,
+            "--data cutouts must come with --photographs DIR, what its objects are pasted on",
+        ),
+        (
+            bool(settings.photographs) and not cutouts,
+            f"--photographs goes with --data cutouts, got it with {settings.data}",
         ),
         (demo and settings.image_size != 64, f"--image-size must be 64 for the demo, got {settings.image_size}"),
     ]

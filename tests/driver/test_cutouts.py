@@ -182,9 +182,11 @@ def test_too_few_photographs_to_tie(tmp_path):
 def test_photographs_belong_to_cutouts(root, tmp_path, capsys):
     flags = data_sets.flags("cutouts", root)
     without = flags[: flags.index("--photographs")]
-    assert "--photographs DIR must come with --data cutouts" in refused(capsys, train.main, *without)
+    assert "--data cutouts must come with --photographs DIR" in refused(capsys, train.main, *without)
+    with pytest.raises(DataError, match="--photographs must be a folder of pictures, got ''"):
+        made(root, photographs="")
     folder = ["--data", "folder", "--data-root", root, "--photographs", root]
-    assert "--photographs DIR must come with --data cutouts" in refused(capsys, train.main, *folder)
+    assert "--photographs goes with --data cutouts, got it with folder" in refused(capsys, train.main, *folder)
 
 
 DAMAGES = [("objects", how) for how in ("text", "cut", "opaque", "clear")]

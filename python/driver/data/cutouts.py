@@ -10,6 +10,7 @@ Two ways to make it harder, as in the demo: distractors, objects of other classe
 that is possible; and backgrounds that betray the class in training only, each class having photographs of its own.
 """
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -125,7 +126,7 @@ def make_splits(
     classes, known = _objects(Path(objects))
     rng = np.random.default_rng(seed)
     owned = [_split_groups([one for one in known if one.label == label], rng) for label in range(len(classes))]
-    places = _shared_out(_photographs(Path(photographs)), rng)
+    places = _shared_out(_photographs(photographs), rng)
     splits = {}
     for split, size in sizes.items():
         draw = np.random.default_rng([seed, SPLITS.index(split), 0, 0])
@@ -180,10 +181,10 @@ def _check_transparency(path: str) -> None:
         raise DataError(f"--data-root: {path} must have transparency, which cuts the object out, got mode {image.mode}")
 
 
-def _photographs(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise DataError(f"--photographs must be a folder of pictures, got {str(root)!r}")
-    found = image_files(root, root)
+def _photographs(root: str) -> list[str]:
+    if not os.path.isdir(root):
+        raise DataError(f"--photographs must be a folder of pictures, got {root!r}")
+    found = image_files(Path(root), Path(root))
     if len(found) < len(SPLITS):
         raise DataError(f"--photographs must hold at least {len(SPLITS)} pictures, got {len(found)} in {root}")
     return found
