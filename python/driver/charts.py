@@ -57,7 +57,7 @@ def line_chart(series: Sequence[Series], x: Sequence[float], x_title: str, digit
 
 
 def dot_chart(rows: Sequence[tuple[str, float | None, list[float], list[tuple[str, float]]]]) -> Markup:
-    """A row per method: a bar to the mean, a dot per seed, and a tick at every control, the first of them the boldest.
+    """A row per method: a bar to the mean, a dot per seed, and a tick at every control.
 
     rows: (title, mean, seeds, (title, value) of every control), in percent.
     """
@@ -80,10 +80,9 @@ def dot_chart(rows: Sequence[tuple[str, float | None, list[float], list[tuple[st
             for seed in seeds
             if len(seeds) > 1
         ]
-        for order, (name, value) in enumerate(controls):
-            kind = "further control" if order else "control"
+        for name, value in controls:
             shape, label = f"M{value * scale:.1f} {y + 12.5}v14", escape(f"{name}: {value:.1f}")
-            parts.append(f'<path class="{kind}" d="{shape}"><title>{label}</title></path>')
+            parts.append(f'<path class="control" d="{shape}"><title>{label}</title></path>')
         parts.append(f'<text class="value" x="{BARS}" y="{y + 24}" text-anchor="end">{mean:.1f}</text>')
     return _svg(BARS, len(rows) * ROW, parts)
 
