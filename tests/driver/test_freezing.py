@@ -2,14 +2,15 @@
 
 import json
 
+import evaluate
 import pytest
 import torch
 import train
-from driver import evaluation, freezing, measuring, storage
-from driver.engine import Trainer
+from driver import data, engine, evaluation, freezing, measuring, settings, storage
+from driver.ranks import Ranks
 
 from tests.driver import data_sets
-from tests.driver.cases import assert_same, refused, run, tiny_trainer, train_steps
+from tests.driver.cases import TINY, assert_same, refused, run, tiny_trainer, train_steps
 from tests.driver.test_models import create
 
 pytest.importorskip("timm", reason="timm is in the train extra")
@@ -22,7 +23,6 @@ KEPT = ("--freeze-until", "stages.0", "--views", "2", "--batch-size", "8")
 LAYERS = {  # a layer, and a parameter before it and after it
     "small_resnet": ("stages.0", "stem.0.weight", "stages.1.conv1.weight"),
     "resnet18": ("layer2", "layer2.1.bn2.weight", "layer3.0.conv1.weight"),
-    "vgg11": ("features.7", "features.6.weight", "features.8.weight"),
     "densenet121": ("features.transition1", "features.conv0.weight", "features.denseblock2.denselayer1.conv1.weight"),
     "mobilenet_v3_small": ("features.4", "features.4.block.0.0.weight", "features.5.block.0.0.weight"),
     "convnext_tiny": ("features.3", "features.3.2.layer_scale", "features.4.0.weight"),
@@ -74,7 +74,7 @@ def test_layers_that_cannot_be_frozen_until(layer, message):
 
 def test_the_explained_layer_must_come_after(capsys, tmp_path):
     for layer in ("stages", "stages.2"):
-        flags = ["--freeze-until", layer, "--target-layer", "stages.2", "--output", tmp_path / layer]
+        flags = [*TINY, "--freeze-until", layer, "--target-layer", "stages.2", "--output", tmp_path / layer]
         assert "--freeze-until must come before stages.2, which Grad-CAM" in refused(capsys, train.main, *flags)
     assert "--features DIR must come with" in refused(capsys, train.main, "--features", tmp_path)
 
@@ -129,50 +129,54 @@ SMALL = ("--image-size", "32", "--epochs", "3", "--warmup", "0", "--batch-size",
 
 def flags(root, output, *more) -> list:
     own = [*SMALL, "--no-pretrained", "--device", "cpu", "--no-progress", *KEPT[:4]]
-    return [*data_sets.flags("cutouts", root), *own, "--output", output, *more]
+    return [*data_sets.flags("cutouts", root), *own, "--output", str(output), *more]
+
+
+def made_features(root, folder, *more) -> set[str]:
+    """The files after a trainer has made its training batches and those of validation."""
+    chosen = settings.parse([*flags(root, folder / "run"), "--features", str(folder / "features"), *map(str, more)])
+    run = engine.Run(chosen.method, chosen.seed, folder)
+    trainer = engine.Trainer(run, chosen, data.open_data(chosen), torch.device("cpu"), Ranks())
+    next(iter(trainer.batches(0)))
+    trainer.evaluation_batches("val")
+    return {path.name for path in (folder / "features").iterdir()}
 
 
 def test_features_in_files_are_shared_by_what_differs_in_the_loss_alone(tmp_path, capsys):
-    root, folder = data_sets.make_cutouts(tmp_path / "data"), tmp_path / "features"
-    first = [*flags(root, tmp_path / "cgc"), "--features", folder]
-    assert run(train.main, *first, "--method", "cgc") == 0
+    root = data_sets.make_cutouts(tmp_path / "data")
+    first = made_features(root, tmp_path, "--method", "cgc")
+    assert sorted(name.partition("-")[0] for name in first) == ["train", "val"]
     assert "train: what stages.0 makes of 12 images" in capsys.readouterr().err
-    files = sorted(folder.iterdir())
-    assert sorted(path.name.partition("-")[0] for path in files) == ["test", "train", "val"]
-    assert run(train.main, *flags(root, tmp_path / "other"), "--features", folder, "--cgc-weight", 2) == 0
-    assert "what stages.0 makes" not in capsys.readouterr().err
-    assert sorted(folder.iterdir()) == files
-    picture = next((root / "photographs").glob("*.png"))
-    data_sets.save_image(picture, seed=99)
-    for more in ([], ["--crop-scale", 0.5], ["--seed", 1]):
-        count = len(list(folder.iterdir()))
-        assert run(train.main, *flags(root, tmp_path / f"run{count}"), "--features", folder, *more) == 0
-        assert len(list(folder.iterdir())) > count
+    assert made_features(root, tmp_path, "--cgc-weight", 2, "--epochs", 5, "--lr", 0.1) == first
+    assert capsys.readouterr().err == ""
+    many = made_features(root, tmp_path, "--crop-scale", 0.5)
+    assert len(many) == 4
+    assert len(made_features(root, tmp_path, "--seed", 1)) == 6
+    for picture in (root / "photographs").iterdir():
+        data_sets.save_image(picture, seed=99)
+    assert len(made_features(root, tmp_path, "--method", "cgc")) == 8
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, capsys, monkeypatch, keeps):
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, capsys, monkeypatch):
     """On miniatures of cut-outs, from the command line: train, stop inside an epoch, go on, evaluate."""
     root = data_sets.make_cutouts(tmp_path / "data")
-    more = ["--checkpoint-every", 2, "--ema", 0.9, *([] if keeps else ["--views", 0])]
+    more = ["--checkpoint-every", 2, "--ema", 0.9]
     assert run(train.main, *flags(root, tmp_path / "whole", *more)) == 0
-    advance, steps = Trainer.advance, []
+    advance, steps = engine.Trainer.advance, []
 
     def stopping(self, *batch):
         if len(steps) == 6:  # an odd one, of the second pass
             raise KeyboardInterrupt
         steps.append(advance(self, *batch))
 
-    monkeypatch.setattr(Trainer, "advance", stopping)
+    monkeypatch.setattr(engine.Trainer, "advance", stopping)
     assert run(train.main, *flags(root, tmp_path / "stopped", *more)) == 130
-    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(engine.Trainer, "advance", advance)
     assert run(train.main, "--resume", "--output", tmp_path / "stopped", "--no-progress") == 0
     for name in ("last.pt", "test.pt"):
         whole, stopped = (storage.load(tmp_path / run / name) for run in ("whole", "stopped"))
         assert_same(whole, stopped)
     capsys.readouterr()
-    import evaluate
-
     assert run(evaluate.main, tmp_path / "stopped", "--output", tmp_path / "again", "--device", "cpu") == 0
     (again,) = json.loads((tmp_path / "again" / "summary.json").read_text()).values()
     (summary,) = json.loads((tmp_path / "whole" / "summary.json").read_text()).values()
