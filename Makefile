@@ -25,7 +25,7 @@ TORCH_INSTALLED := $(call stamp,torch,$(PYTHON) $(TORCH))
 INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CGC_CUDA) $(CGC_CUDA_ARCH) $(CUDA_HOME) $(CXX) $(CXXFLAGS) $(LDFLAGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train results test test-full bench lint docs links gpu codegen mutants wheel-check clean
+.PHONY: help install train results photographs test test-full bench lint docs links gpu codegen mutants wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -53,6 +53,9 @@ train: install ## train baseline and CGC on the embedded data: table and picture
 
 results: install ## every method on limited labels and harder images: a table (hours; goes on when stopped)
 	$(BIN)/python python/experiments.py
+
+photographs: install ## objects on photographs: fetch them, train every arm, write docs/photographs.md (goes on when stopped)
+	$(BIN)/python python/photographs.py
 
 # Two processes: Triton reads TRITON_INTERPRET when it is imported.
 test: install ## all tests but the slow ones

@@ -74,14 +74,15 @@ def evaluate_into(folder: Path, flags) -> dict[str, dict]:
 
 def data_for(settings: Settings | None, flags) -> Data:
     """The data set of the flags, with the settings of the first model's training for what they leave open."""
-    given = {name: getattr(flags, name) for name in ("data", "data_root", "boxes", "image_size", "test_images", "seed")}
+    names = ("data", "data_root", "boxes", "photographs", "distractors", "image_size", "test_images", "seed")
+    given = {name: getattr(flags, name) for name in names}
     given = {name: value for name, value in given.items() if value not in ("", 0, None)}
     if settings is None:
         if not flags.data:
             raise ValueError("--data must be given for a model that is not one of train.py's")
         settings = Settings(image_size=224)
     elif flags.data and flags.data != settings.data:
-        settings = replace(settings, data_root="", boxes="")
+        settings = replace(settings, data_root="", boxes="", photographs="")
     settings = replace(settings, **given, strict=flags.strict)
     data = open_data(settings, training=False)
     flags.seed, flags.image_size = settings.seed, data.image_size
@@ -164,8 +165,12 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--boxes", metavar="PATH", default="", help="object boxes: a CSV (folder, imagenet) or XML files (imagenet)"
     )
+    group.add_argument("--photographs", metavar="DIR", default="", help="cutouts: what objects are pasted on")
     group.add_argument("--images", type=integer(1), metavar="N", default=0, help="at most N test images, evenly chosen")
-    group.add_argument("--test-images", type=integer(10), metavar="N", default=0, help="demo: how many are made")
+    group.add_argument("--test-images", type=integer(10), metavar="N", default=0, help="demo, cutouts: how many")
+    group.add_argument(
+        "--distractors", type=integer(0), metavar="N", default=0, help="the same: how many are beside it"
+    )
     group.add_argument("--strict", action="store_true", help="an unreadable image is fatal; otherwise it is skipped")
     add_measure_flags(parser.add_argument_group("measures"))
     group = parser.add_argument_group("run")

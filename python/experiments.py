@@ -16,30 +16,43 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from driver import report, settings, storage
 from driver.flags import integer, run_script
-from driver.methods import METHODS
 from driver.state import Run
 
 TRAIN = Path(__file__).with_name("train.py")
-EVERY = ("baseline", "gradcam_l2", "cgc", "cgc_consistent", "cgc_paper")
-COMPARED = ("baseline", "cgc", "cgc_consistent")
-QUARTER = ("--fraction", "0.25", "--epochs", "72")  # as many steps as the demo makes on all of its images
+
+
+class Arm(NamedTuple):
+    """A method, and where its settings are not the experiment's a title and flags."""
+
+    method: str
+    title: str = ""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """What its runs' folders are called."""
+        return "-".join([self.method, *(flag.strip("-") for flag in self.flags)])
 
 
 class Experiment(NamedTuple):
-    """The same methods under one change of the demo."""
+    """Arms under the same settings."""
 
     title: str
     flags: tuple[str, ...]
-    methods: tuple[str, ...]
+    arms: tuple[Arm, ...]
     baseline: str | None = None  # the experiment that already trains this one's baseline
 
 
+EVERY = tuple(map(Arm, ("baseline", "gradcam_l2", "cgc", "cgc_consistent", "cgc_paper")))
+COMPARED = tuple(map(Arm, ("baseline", "cgc", "cgc_consistent")))
+QUARTER = ("--fraction", "0.25", "--epochs", "72")  # as many steps as the demo makes on all of its images
 EXPERIMENTS = {
     "fraction": Experiment("A quarter of the training images", QUARTER, EVERY),
     "unlabeled": Experiment(
@@ -68,31 +81,53 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what is missing, then write the table; returns the exit status."""
     chosen = _parser().parse_args(arguments)
     names = chosen.only or list(EXPERIMENTS)
+    if not chosen.table and (status := train_missing(EXPERIMENTS, names, chosen.output, chosen.seeds, chosen.flags)):
+        return status
+    print(write_table(chosen.output, chosen.seeds))
+    return 0
+
+
+def train_missing(
+    experiments: dict[str, Experiment], names: Sequence[str], output: Path, seeds: int, flags: Sequence[str]
+) -> int:
+    """Train, seed by seed, what of some experiments is not finished; returns the exit status."""
     try:
-        for seed, name in product(range(0 if chosen.table else chosen.seeds), names):
-            runs = [run for run in planned(name, chosen.output, chosen.seeds) if name in run.folder.parts]
-            for run in (run for run in runs if run.seed == seed and not run.results.exists()):
-                print(f"{name}: {run.method}, seed {seed}", flush=True)
-                _train(run, (*EXPERIMENTS[name].flags, *chosen.flags))
+        for seed, name in product(range(seeds), names):
+            experiment = experiments[name]
+            for arm in experiment.arms:
+                run = _run(name, arm, seed, output)
+                if not run.results.exists():
+                    print(f"{name}: {run.title}, seed {seed}", flush=True)
+                    _train(run, (*experiment.flags, *arm.flags, *flags))
     except KeyboardInterrupt:
         print(f"\nStopped. Finished epochs are kept. To go on:\n\n    {shlex.join([sys.executable, *sys.argv])}\n")
         return 130
     except subprocess.CalledProcessError as error:  # which has said why
         return error.returncode
-    print(write_table(chosen.output, chosen.seeds))
     return 0
 
 
-def planned(name: str, output: Path, seeds: int) -> list[Run]:
+def planned(name: str, experiment: Experiment, output: Path, seeds: int) -> list[Run]:
     """The runs of an experiment, a shared baseline included."""
-    experiment = EXPERIMENTS[name]
-    borrowed = [(experiment.baseline, "baseline")] if experiment.baseline else []
-    sources = [*borrowed, *((name, method) for method in experiment.methods)]
-    return [
-        Run(method, seed, output / source / f"{method}-seed{seed}")
-        for seed in range(seeds)
-        for source, method in sources
-    ]
+    borrowed = [(experiment.baseline, Arm("baseline"))] if experiment.baseline else []
+    sources = [*borrowed, *((name, arm) for arm in experiment.arms)]
+    return [_run(source, arm, seed, output) for seed in range(seeds) for source, arm in sources]
+
+
+def measured(name: str, experiment: Experiment, output: Path, seeds: int) -> tuple[dict[str, dict], list[Run]]:
+    """The summary of the seeds that are finished, and their runs; writes what a run folder shows."""
+    every = planned(name, experiment, output, seeds)
+    missing = {run.seed for run in every if not run.results.exists()}
+    runs = [run for run in every if run.seed not in missing]  # methods of different seeds do not compare
+    own = [run for run in runs if name in run.folder.parts]
+    if not own:
+        return {}, []
+    with contextlib.redirect_stdout(io.StringIO()):  # its own table
+        return report.finish(output / name, runs, settings.load(own[0].folder)), runs
+
+
+def _run(name: str, arm: Arm, seed: int, output: Path) -> Run:
+    return Run(arm.method, seed, output / name / f"{arm.folder}-seed{seed}", arm.title)
 
 
 def _train(run: Run, flags: tuple[str, ...]) -> None:
@@ -116,14 +151,10 @@ def write_table(output: Path, seeds: int) -> str:
 
 def _section(name: str, output: Path, seeds: int) -> str:
     experiment = EXPERIMENTS[name]
-    every = planned(name, output, seeds)
-    missing = {run.seed for run in every if not run.results.exists()}
-    runs = [run for run in every if run.seed not in missing]  # methods of different seeds do not compare
-    own = [run for run in runs if name in run.folder.parts]
-    if not own:
+    summary, runs = measured(name, experiment, output, seeds)
+    if not runs:
         return ""
-    with contextlib.redirect_stdout(io.StringIO()):  # its own table
-        summary = report.finish(output / name, runs, settings.load(own[0].folder))
+    every = planned(name, experiment, output, seeds)
     command = shlex.join(["python", "python/train.py", *experiment.flags, "--method", "...", "--seed", "..."])
     lines = [
         f"## {experiment.title}\n",
@@ -131,9 +162,9 @@ def _section(name: str, output: Path, seeds: int) -> str:
         f"| | seeds | {' | '.join(COLUMNS.values())} |",
         f"|---|{'---|' * (len(COLUMNS) + 1)}",
     ]
-    for method, column in summary.items():
+    for column in summary.values():
         cells = [report.cell(column, measure) for measure in COLUMNS]
-        lines.append(f"| {METHODS[method].title} | {len(column['runs'])} | {' | '.join(cells)} |")
+        lines.append(f"| {column['title']} | {len(column['runs'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -88,6 +88,9 @@ def print_classes(data: Data) -> None:
 def print_step(settings: Settings, data: Data, device: torch.device, ranks: Ranks) -> None:
     """What Grad-CAM explains, and the time and the memory of a step."""
     run = Run(settings.methods[-1], settings.seed, Path(settings.output))
+    steps, settings = engine.steps_per_epoch(settings, data), replace(settings, features="")
+    few = {name: _first(getattr(data, name), STEPS * settings.batch_size) for name in ("train", "unlabeled")}
+    data = data._replace(**few)  # of which features may have to be made
     trainer = engine.Trainer(run, settings, data, device, ranks)
     trainer.train_mode()
     layer, path = trainer.state.identity["classifier"]["target_layer"], trainer.state.cam.gradient_path
@@ -105,7 +108,11 @@ def print_step(settings: Settings, data: Data, device: torch.device, ranks: Rank
         stepping.append(time.perf_counter() - loaded)
     load, move = (statistics.median(times[1:] or times) for times in (loading, stepping))
     print(f"a step of {settings.batch_size} images: {move:.3f} s, its images {load:.3f} s, memory {_memory(device)}")
-    print(f"{settings.epochs} epochs of {trainer.steps} steps; cross-entropy at first {figures[0] / len(stepping):.2f}")
+    print(f"{settings.epochs} epochs of {steps} steps; cross-entropy at first {figures[0] / len(stepping):.2f}")
+
+
+def _first(images: Images | None, count: int) -> Images | None:
+    return images and images.subset(range(min(count, len(images))))
 
 
 def _memory(device: torch.device) -> str:

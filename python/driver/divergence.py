@@ -40,8 +40,7 @@ def check(trainer) -> None:
     The batch of that step and the one before it, whose update may have done it, are saved beside the checkpoints.
     """
     state, ranks, steps = trainer.state, trainer.ranks, trainer.steps
-    averaged = None if state.averaged is None else state.averaged.model
-    own = int(trainer.watch.first), not_finite(state.model) or not_finite(averaged)
+    own = int(trainer.watch.first), not_finite(state.model) or not_finite(state.twin)
     seen = ranks.collect(own)
     first = min((step for step, _ in seen if step >= 0), default=-1)
     broken = next((name for _, name in seen if name), "")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import divergence, evaluation, measuring, models, records, storage
 from .data import DataError
+from .features import Features
 from .methods import METHODS
 from .ranks import Ranks
 from .settings import Settings
 from .state import Run, State
-from .step import Step
+from .step import Step, autocast
 from .views import Batch, Steps, TrainViews, loader
 
 
@@ -31,6 +33,7 @@ class Trainer:
         self.state = State(run, self.settings, data, device, ranks)
         if compares and not self.state.cam.closed_form:
             check_twice(self.settings, self.state.model, ranks.world)
+        self.features = self._features() if self.state.keeps_features else None
         self.step = Step(self.state, self.settings, data, device, ranks, self.steps)
         self.watch = divergence.Watch(device)
 
@@ -45,6 +48,8 @@ class Trainer:
         self.step.net.train()
         if self.settings.freeze_batchnorm:
             models.freeze_batchnorm(self.step.net)
+        for name in self.state.frozen.modules if self.state.frozen else ():
+            self.state.model.get_submodule(name).eval()
 
     def save(self, *paths) -> None:
         """Write a checkpoint of what is finite; raises Diverged where something is not."""
@@ -55,7 +60,10 @@ class Trainer:
         """Batches of this rank from step `first` of the training to its end: (labelled, unlabeled or None)."""
         span = first, self.steps * self.settings.epochs, self.ranks.rank, self.ranks.world
         workers, pin = self.settings.workers, self.device.type == "cuda"
-        streams = [loader(views, steps, workers, pin) for views, steps in self._streams(*span)]
+        streams = self._streams(*span)
+        if self.features:
+            workers, streams = 0, [(self.features.of_training(views), steps) for views, steps in streams]
+        streams = [loader(views, steps, workers, pin) for views, steps in streams]
         return zip(*streams, strict=True) if len(streams) > 1 else ((batch, None) for batch in streams[0])
 
     def batch_at(self, step: int) -> dict[str, dict]:
@@ -72,6 +80,14 @@ class Trainer:
                 "skipped": batch.skipped,
             }
         return made
+
+    def evaluation_batches(self, stream: str) -> list | None:
+        """The batches of "val" or "test" where they are kept as features."""
+        return self.features.of_evaluation(stream) if self.features else None
+
+    def _features(self) -> Features:
+        precision = partial(autocast, self.device, self.settings)
+        return Features(self.state.model, self.state.frozen, self.settings, self.data, self.device, precision)
 
     def _streams(self, *span: int) -> list[tuple[TrainViews, Steps]]:
         """The views and the steps of the labelled images, and of the unlabeled ones if they are used."""
@@ -129,7 +145,11 @@ def train(trainer: Trainer, progress) -> None:
             kept.keep({"epoch": epoch, **trained, **validate(trainer)})
     if not trainer.ranks.rank:
         how = {"seed": run.seed, "faithful": settings.faithfulness, "workers": settings.workers}
-        explained = evaluation.explain(state.evaluated, trainer.data.test, trainer.data, trainer.device, **how)
+        if settings.faithfulness:  # which changes pixels
+            cam = state.whole()
+        else:
+            cam, how["source"] = state.evaluated, trainer.evaluation_batches("test")
+        explained = evaluation.explain(cam, trainer.data.test, trainer.data, trainer.device, **how)
         storage.save({**explained._asdict(), "identity": state.identity}, run.results)
     trainer.ranks.wait()
 
@@ -169,6 +189,7 @@ def validate(trainer: Trainer) -> dict[str, float]:
     ranks.align_buffers(state.evaluated)
     own = range(ranks.rank, len(trainer.data.val), ranks.world)
     where = {"seed": trainer.run.seed, "stream": "val", "workers": trainer.settings.workers}
+    where["source"] = trainer.evaluation_batches("val")
     values = evaluation.per_image(state.evaluated, trainer.data.val, own, trainer.data, trainer.device, **where)
     shares = ranks.collect((list(own), values))
     order = torch.tensor([index for indices, _ in shares for index in indices]).argsort()

@@ -1,6 +1,6 @@
 """What a model says about images: predictions and heatmaps of their views."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,16 +31,18 @@ def explain(
     stream: str = "test",
     faithful: int = 0,
     workers: int = 0,
+    source: Iterable[EvaluationBatch] | None = None,
 ) -> Explained:
     """Predictions and heatmaps of all images; insertion and deletion of the first ``faithful`` of them.
 
     ``cam`` is put in eval mode and left there. ``seed`` and ``stream`` ("val" or "test") decide the augmented views.
+    ``source``: the batches of all images where they are at hand, as ``cam`` takes them.
     Raises CorruptImage for an unreadable image if ``data.strict``, DataError where all are.
     """
     explainer = as_explainer(cam)
     rows, scores = [], []
     how = {"seed": seed, "stream": stream, "workers": workers, "more": MORE_VIEWS}
-    for batch in batches(images, range(len(images)), data, **how):
+    for batch in source or batches(images, range(len(images)), data, **how):
         batch = batch.to(device)
         rows.append(_answers(explainer, batch))
         wanted = faithful - BATCH * (len(rows) - 1)
@@ -53,8 +55,7 @@ def explain(
     columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     for name in ("masks", "distractor_masks"):
         columns[name] = columns[name] if columns[name].any() else columns[name][:, :0, :0]
-    numbers = {name: number for number, name in enumerate(sorted(set(images.groups)))}
-    groups = torch.tensor([numbers[name] for name in images.groups])
+    groups = _numbered(images.groups)
     explained = Explained(**columns, groups=groups, insertion=insertion, deletion=deletion, image_size=data.image_size)
     if explained.corrupt.all():
         raise DataError(f"--data-root must hold {stream} images that can be read, got none of {len(images)}")
@@ -71,16 +72,17 @@ def per_image(
     seed: int,
     stream: str,
     workers: int = 0,
+    source: Iterable[EvaluationBatch] | None = None,
 ) -> dict[str, Tensor]:
     """Every measure of some images that takes no more than their two views, in the order of ``indices``: CPU tensors
     [len(indices)].
 
     A share of the images can be measured elsewhere, and the parts joined before :func:`measuring.summarise`; no
-    indices, no entries.
+    indices, no entries. ``source``: their batches where they are at hand, as ``cam`` takes them.
     """
     explainer = as_explainer(cam)
     rows = []
-    for batch in batches(images, indices, data, seed=seed, stream=stream, workers=workers):
+    for batch in source or batches(images, indices, data, seed=seed, stream=stream, workers=workers):
         batch = batch.to(device)
         logits, maps, *_ = explainer((batch.original, batch.augmented), batch.labels)
         ranks = metrics.label_ranks(logits, batch.labels)
@@ -90,6 +92,12 @@ def per_image(
         row |= {"label": batch.labels, "corrupt": batch.corrupt, "correct": ranks == 0, "top5": ranks < 5}
         rows.append({name: value.cpu() for name, value in row.items()})
     return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def _numbered(names: Sequence[str]) -> Tensor:
+    """int64 [N], the place of each name in their alphabet."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([numbers[name] for name in names])
 
 
 def as_explainer(cam: GradCAM | Explainer) -> Explainer:

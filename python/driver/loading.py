@@ -69,7 +69,7 @@ def _training(path: Path, state: dict) -> Settings:
         raise ValueError(f"MODEL must have the settings of this version of train.py, got {path} with others: {names}")
     saved = {name: tuple(value) if isinstance(value, list) else value for name, value in state["settings"].items()}
     own = {"model": state["classifier"]["name"], "image_size": state["classifier"]["image_size"], "seed": state["seed"]}
-    return replace(Settings(**saved), init="", pretrained=False, **own)
+    return replace(Settings(**saved), init="", **own)
 
 
 def _named(name: str, flags, classes: int) -> Loaded:
@@ -93,7 +93,7 @@ def _trained(path: Path, state: dict, flags) -> Loaded:
     """One of train.py's checkpoints: it says itself what it is."""
     own = state["classifier"]
     settings = _settings(flags, replace(_training(path, state), target_layer=own["target_layer"]))
-    classifier = models.create(settings, len(own["classes"]))
+    classifier = models.create(replace(settings, pretrained=False), len(own["classes"]))  # whose normalisation stays
     checkpoints.load_whole(classifier.model, checkpoints.weights(state), path, "MODEL")
     title = METHODS[state["method"]].title if state["method"] in METHODS else path.stem
     return _ready(title, classifier, tuple(own["classes"]), settings, state["history"])

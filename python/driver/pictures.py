@@ -16,6 +16,7 @@ from cgc_kernels import overlay
 from cgc_kernels.metrics import box_masks, content_heatmap, live, upsample
 
 from . import evaluation_views, storage
+from .controls import CONTROLS
 from .data import Data
 from .explained import Explained
 
@@ -28,7 +29,8 @@ COLOURS = {
     "cgc_paper_consistent": "#7c3aed",
 }
 MORE_COLOURS = ("#0891b2", "#65a30d", "#dc2626", "#9333ea")
-BOX, MUTED = "#22d3ee", "#6b7280"
+BOX, MUTED, INK = "#22d3ee", "#6b7280", "#111827"
+MARKERS = ("o", "s", "^", "D")  # of the controls
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -141,6 +143,33 @@ def curves(path: Path, histories: dict[str, list[list[dict]]], titles: dict[str,
         _save(figure, path)
 
 
+def bars(path: Path, summary: dict[str, dict], measures: dict[str, str]) -> None:
+    """Draw measures, by their titles, as a bar for every key with its spread, and a mark for each control known.
+
+    summary: as :func:`report.summarise` returns it.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(measures), figsize=(3.2 * len(measures), 4.2), layout="constrained")
+        for axis, (name, title) in zip(axes.flat, measures.items(), strict=True):
+            for place, (key, column) in enumerate(summary.items()):
+                how = {
+                    "color": colour(key, place),
+                    "label": column["title"],
+                    "yerr": column["spread"][name],
+                    "capsize": 3,
+                }
+                axis.bar(place, column[name], 0.7, **how)
+                _draw_controls(axis, place, column, name)
+            axis.set_title(title)
+            axis.set_xticks([])
+            axis.grid(axis="x", visible=False)
+        found = {
+            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(found.values(), found, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        _save(figure, path)
+
+
 def colour(method: str, number: int = 0) -> str:
     """A method's colour; ``number`` tells those without one of their own apart."""
     return COLOURS.get(method, MORE_COLOURS[number % len(MORE_COLOURS)])
@@ -183,6 +212,14 @@ def _draw_curve(axis, values: Tensor, shade: str, title: str) -> None:
         for seed in values:
             axis.plot(epochs, seed.numpy(), color=shade, linewidth=0.8, alpha=0.35)
     axis.plot(epochs, values.mean(0).numpy(), color=shade, linewidth=2.2, label=title)
+
+
+def _draw_controls(axis, place: int, column: dict, name: str) -> None:
+    for marker, (own, control) in zip(MARKERS, CONTROLS.items(), strict=True):
+        value = column.get(f"{own}_{name}")
+        if value is not None:
+            style = {"marker": marker, "color": INK, "facecolor": "white", "s": 34, "zorder": 3}
+            axis.scatter(place, value, label=f"of the baseline, {control.title}", **style)
 
 
 def _save(figure, path: Path) -> None:

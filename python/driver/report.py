@@ -12,7 +12,6 @@ from . import bootstrap, checkpoints, controls, html, measuring, pictures, stora
 from .controls import CONTROLS
 from .data import Data, open_data
 from .explained import Explained
-from .methods import METHODS
 from .storage import CheckpointError
 
 
@@ -92,7 +91,7 @@ def _entry(run, settings, data: Data) -> Entry:
         raise CheckpointError(
             f"{flag} must be of the {len(data.test)} test images, got {run.results} of {len(explained.labels)}"
         )
-    return Entry(run.method, METHODS[run.method].title, run.seed, explained, last["history"])
+    return Entry(run.name or run.method, run.title, run.seed, explained, last["history"])
 
 
 def write(folder: Path, entries: list[Entry], data: Data, seed: int, baseline: str, settings: dict) -> dict[str, dict]:

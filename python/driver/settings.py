@@ -19,7 +19,7 @@ from .storage import check_new, replacing
 
 CONFIG = "config.yaml"
 # Flags that leave the results as they are.
-FREE_ON_RESUME = {"output", "resume", "check", "device", "progress", "workers", "checkpoint_every"}
+FREE_ON_RESUME = {"output", "resume", "check", "device", "progress", "workers", "features", "checkpoint_every"}
 
 WHAT = "what to train"
 REPETITION = "repetition"
@@ -63,6 +63,9 @@ class Settings:
         0.4, number(0, 1, strict=True), DATA, "least area of a random crop as a share of the image"
     )
     flip: float = option(0.0, number(0, 1), DATA, "probability of a mirrored view; a mirrored digit is another sign")
+    views: int = option(
+        0, integer(0), DATA, "pairs of random views of an image, drawn once and met in turn; 0: others in every pass"
+    )
     fraction: float = option(
         1.0, number(0, 1, strict=True), DATA, "share of the training images to use, drawn per class by the seed"
     )
@@ -93,6 +96,12 @@ class Settings:
     )
     pretrained: bool = option(False, bool, MODEL, "start from the library's weights (downloaded), or a package's")
     init: str = option("", word("FILE"), MODEL, "start from a checkpoint, ours or another's; what misfits is listed")
+    freeze_until: str = option(
+        "",
+        word("LAYER"),
+        MODEL,
+        "the model stays as it is up to this layer; with --views, what the layer gives is made once and kept",
+    )
     target_layer: str = option("", word("LAYER"), MODEL, "layer that Grad-CAM explains; the family's last by default")
 
     cgc_weight: float = option(0.5, number(0), LOSS, "weight of the heatmap loss, lambda in the paper")
@@ -156,6 +165,12 @@ class Settings:
     compile: bool = option(False, bool, SPEED, "torch.compile the model and its Grad-CAM")
     batched_views: bool = option(
         False, bool, SPEED, "one forward for all views: faster on a GPU, but BatchNorm's statistics then mix the views"
+    )
+    features: str = option(
+        "",
+        word("DIR"),
+        SPEED,
+        "where that is kept, for all trainings that differ in their loss alone; memory by default",
     )
     workers: int = option(0, integer(0), SPEED, "processes per rank that load images; the results do not depend on it")
 
@@ -298,8 +313,12 @@ def _rules_of_data(settings: Settings) -> list[tuple[bool, str]]:
             f"--data {settings.data} must come with --data-root DIR, the folder that holds it",
         ),
         (
-            cutouts != bool(settings.photographs),
-            f"--photographs DIR must come with --data cutouts, and only with it, got --data {settings.data}",
+            cutouts and not settings.photographs,
+            "--data cutouts must come with --photographs DIR, what its objects are pasted on",
+        ),
+        (
+            bool(settings.photographs) and not cutouts,
+            f"--photographs goes with --data cutouts, got it with {settings.data}",
         ),
         (demo and settings.image_size != 64, f"--image-size must be 64 for the demo, got {settings.image_size}"),
     ]
@@ -307,6 +326,10 @@ def _rules_of_data(settings: Settings) -> list[tuple[bool, str]]:
 
 def _rules_of_training(settings: Settings) -> list[tuple[bool, str]]:
     return [
+        (
+            bool(settings.features) and not (settings.views and settings.freeze_until),
+            "--features DIR must come with --freeze-until LAYER and --views N, whose features it keeps",
+        ),
         (settings.ce_views not in (1, 3), f"--ce-views must be 1 or 3, got {settings.ce_views}"),
         (settings.teacher and not settings.ema, "--teacher must come with --ema DECAY, whose weights it uses"),
         (settings.ema == 1, "--ema must be below 1, got 1"),

@@ -26,6 +26,14 @@ class BasicBlock(nn.Module):
         return relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
+class Centred(nn.Module):
+    """Images in [0, 1] as values about zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The same shape, in [-2, 2]."""
+        return (images - 0.5) * 4
+
+
 class SmallResNet(nn.Module):
     """Stem, three stages of one BasicBlock, average pool, linear: 175 thousand parameters.
 
@@ -40,6 +48,7 @@ class SmallResNet(nn.Module):
     def __init__(self, classes: int = 10):
         super().__init__()
         first, second, third = WIDTHS
+        self.centred = Centred()
         self.stem = nn.Sequential(
             nn.Conv2d(3, first, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(first), nn.ReLU(), nn.MaxPool2d(2)
         )
@@ -52,5 +61,5 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B, 3, 64, 64] in [0, 1] -> logits [B, classes]; the target layer's map is 8 x 8."""
-        features = self.stages(self.stem((images - 0.5) * 4))
+        features = self.stages(self.stem(self.centred(images)))
         return self.head(self.flatten(self.pool(features)))

@@ -9,17 +9,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoints, models, storage
+from cgc_kernels import GradCAM
+
+from . import checkpoints, freezing, models, storage
+from .methods import METHODS
 from .ranks import Ranks
 from .settings import Settings, kept
 
 
 class Run(NamedTuple):
-    """A method and a seed, and the folder that keeps what comes of them."""
+    """A method and a seed, and the folder that keeps what comes of them; a name, where settings tell runs apart."""
 
     method: str
     seed: int
     folder: Path
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it is called in tables and pictures."""
+        return self.name or METHODS[self.method].title
 
     @property
     def last(self) -> Path:
@@ -41,6 +50,9 @@ class State:
     """The model, its averaged copy, the optimizer, the loss scaler, what was counted, and every random state.
 
     Attributes:
+        model: the whole model. twin: the same with averaged weights, None without --ema.
+        frozen: what of the model is frozen, None without --freeze-until.
+        keeps_features: whether `cam` and `averaged` take the frozen part's output in place of images.
         cam: GradCAM of the model. averaged: GradCAM of the averaged weights, None without --ema.
         history: a row per finished epoch. step: steps done in the epoch after them, over which `sums` and `seconds` go.
         best: best validation accuracy so far, percent.
@@ -60,12 +72,12 @@ class State:
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = model.to(device)
-        self.notes = classifier.notes
-        self.averaged = None
-        if settings.ema:
-            twin = copy.deepcopy(self.model).requires_grad_(False)
-            self.averaged = models.grad_cam(classifier._replace(model=twin)).eval()
-        self.cam = models.grad_cam(classifier._replace(model=self.model))
+        self.notes, self.classifier = classifier.notes, classifier
+        self.frozen = _freeze(self.model, classifier.target_layer, settings) if settings.freeze_until else None
+        self.keeps_features = bool(self.frozen and not self._note_obstacle(settings, ranks))
+        self.twin = copy.deepcopy(self.model).requires_grad_(False) if settings.ema else None
+        self.averaged = self._cam_of(self.twin).eval() if self.twin else None
+        self.cam = self._cam_of(self.model)
         self.optimizer = _optimizer(self.model, classifier.head, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.history: list[dict[str, float]] = []
@@ -89,9 +101,27 @@ class State:
             torch.manual_seed(run.seed + (ranks.rank << 32))  # equal weights above, dropout of its own from here on
 
     @property
-    def evaluated(self):
+    def evaluated(self) -> GradCAM:
         """The GradCAM that is evaluated."""
         return self.cam if self.averaged is None else self.averaged
+
+    def whole(self) -> GradCAM:
+        """A GradCAM of all of the model that is evaluated, which takes images in any case."""
+        return models.grad_cam(self.classifier._replace(model=self.twin or self.model))
+
+    def _cam_of(self, model: nn.Module) -> GradCAM:
+        """The GradCAM that takes features in place of images where they are kept."""
+        net = freezing.rest_of(model, self.frozen) if self.keeps_features else model
+        return models.grad_cam(self.classifier._replace(model=net))
+
+    def _note_obstacle(self, settings: Settings, ranks: Ranks) -> str:
+        """Why features are not kept, "" where they are; also left among the notes."""
+        several = "several processes share the images" if ranks.world > 1 else ""
+        anew = "" if settings.views else "the views are others in every pass, unless --views N says how many there are"
+        obstacle = anew or several or self.frozen.obstacle
+        if obstacle:
+            self.notes.append(f"{self.frozen.layer}: what it gives is not kept, but made in every step: {obstacle}")
+        return obstacle
 
     @torch.no_grad()
     def average_weights(self) -> None:
@@ -100,7 +130,7 @@ class State:
             return
         if self._teaches:  # then every rank looks through it at once, not only where the others are told its buffers
             self._ranks.align_buffers(self.model)
-        pairs = zip(self.averaged.model.state_dict().values(), self.model.state_dict().values(), strict=True)
+        pairs = zip(self.twin.state_dict().values(), self.model.state_dict().values(), strict=True)
         floats, others = [], []
         for pair in pairs:
             (floats if pair[0].is_floating_point() else others).append(pair)
@@ -128,7 +158,7 @@ class State:
             "epoch": len(self.history),
             "step": self.step,
             "model": self.model.state_dict(),
-            "ema": None if self.averaged is None else self.averaged.model.state_dict(),
+            "ema": None if self.twin is None else self.twin.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ranks": ranks,
@@ -145,8 +175,8 @@ class State:
         state = checkpoints.read_ours(path, flag)
         checkpoints.check_identity(state, self.identity, path, flag)
         checkpoints.load_whole(self.model, state["model"], path, flag)
-        if self.averaged is not None:
-            checkpoints.load_whole(self.averaged.model, state["ema"], path, flag)
+        if self.twin is not None:
+            checkpoints.load_whole(self.twin, state["ema"], path, flag)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history, self.best, self.step = state["history"], state["best"], state["step"]
@@ -162,6 +192,16 @@ class State:
                 f"{path} was written by {len(ranks)} processes, now there are {self._ranks.world}: the images and "
                 "views are the same, but dropout and the like start from new random states"
             )
+
+
+def _freeze(model: nn.Module, target_layer: str, settings: Settings) -> freezing.Frozen:
+    """Freeze what --freeze-until says; raises ValueError where that holds the layer that Grad-CAM explains."""
+    frozen = freezing.freeze(model, settings.freeze_until, settings.image_size)
+    if f"{target_layer}.".startswith(tuple(f"{name}." for name in frozen.modules)):
+        raise ValueError(
+            f"--freeze-until must come before {target_layer}, which Grad-CAM explains, got {settings.freeze_until}"
+        )
+    return frozen
 
 
 def _optimizer(model: nn.Module, head: str, settings: Settings) -> torch.optim.Optimizer:

@@ -120,21 +120,22 @@ class Step:
             cams[original], target = self._teacher(views[original], target)
             explained = (augmented,)
         judged = JUDGED[self.settings.ce_views]
-        with self._autocast():
+        with autocast(self.device, self.settings):
             outputs = self.net({name: views[name] for name in (*explained, *judged)}, explained, target)
         logits = {name: outputs[name].logits.float() for name in judged}
         ce = sum(cross_entropy(logits[name], batch.labels) for name in judged)
         accuracy = (label_ranks(logits[judged[0]].detach(), batch.labels) == 0).float().mean()
-        cams |= {name: outputs[name].cam for name in explained}
+        # The settings say how large an image is: what was looked at may be features.
+        cams |= {name: outputs[name].cam._replace(image_size=None) for name in explained}
         term = self.heatmap_loss(cams[original], cams[augmented], crops) if cams else ce.new_zeros(())
         return Losses(ce, term, accuracy)
 
     @torch.no_grad()
     def _teacher(self, view: Tensor, target: Tensor | None) -> tuple[CAM, Tensor]:
         """The averaged weights' Grad-CAM, and the class that it is for."""
-        with self._autocast():
+        with autocast(self.device, self.settings):
             (out,) = self.state.averaged(view, target=target)
-        return out.cam, out.logits.argmax(1) if target is None else target
+        return out.cam._replace(image_size=None), out.logits.argmax(1) if target is None else target
 
     def _parts(self, batch: Batch | None) -> list[Batch | None]:
         """What --accumulate makes of a batch, on the device."""
@@ -142,5 +143,7 @@ class Step:
             return [None] * self.settings.accumulate
         return batch.on(self.device, self.data, self.settings.channels_last).parts(self.settings.accumulate)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, AMP[self.settings.amp], enabled=self.settings.amp != "off")
+
+def autocast(device: torch.device, settings: Settings) -> torch.autocast:
+    """The precision of --amp."""
+    return torch.autocast(device.type, AMP[settings.amp], enabled=settings.amp != "off")

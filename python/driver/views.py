@@ -80,16 +80,17 @@ class Batch(NamedTuple):
     Attributes:
         views: images [B, 3, S, S] by the names view, aug and extra. crops: aug's place in view.
         labels: int64 [B], -1 unlabeled. skipped: paths of unreadable images, each replaced by the next readable one.
+        are_features: whether the views are features already, what a frozen part of the model makes of the images.
     """
 
     views: dict[str, Tensor]
     crops: CropFlip
     labels: Tensor
     skipped: list[str]
+    are_features: bool = False
 
     def on(self, device: torch.device, data, channels_last: bool) -> "Batch":
         """The batch on a device, images normalised by the mean and std of `data`."""
-        layout = torch.channels_last if channels_last else torch.contiguous_format
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.mean, data.std))
         if device.type == "cuda":
             mean, std = (value.pin_memory().to(device, non_blocking=True) for value in (mean, std))
@@ -97,11 +98,14 @@ class Batch(NamedTuple):
         def prepare(images: Tensor) -> Tensor:
             images = images.to(device, non_blocking=True)
             images = images.float().div(255) if images.dtype == torch.uint8 else images
-            return images.sub(mean).div(std).contiguous(memory_format=layout)
+            images = images if self.are_features else images.sub(mean).div(std)
+            return (
+                images.contiguous(memory_format=torch.channels_last) if channels_last and images.ndim == 4 else images
+            )
 
         views = {name: prepare(images) for name, images in self.views.items()}
         labels = self.labels.to(device, non_blocking=True)
-        return Batch(views, self.crops.to(device, non_blocking=True), labels, self.skipped)
+        return Batch(views, self.crops.to(device, non_blocking=True), labels, self.skipped, self.are_features)
 
     def parts(self, count: int) -> list["Batch"]:
         """The batch in `count` equal parts."""
@@ -109,18 +113,19 @@ class Batch(NamedTuple):
 
         def part(rows: slice) -> Batch:
             views = {name: images[rows] for name, images in self.views.items()}
-            return Batch(views, CropFlip(*(field[rows] for field in self.crops)), self.labels[rows], [])
+            crops = CropFlip(*(field[rows] for field in self.crops))
+            return Batch(views, crops, self.labels[rows], [], self.are_features)
 
         return [part(slice(i * size, (i + 1) * size)) for i in range(count)]
 
 
 class TrainViews(Dataset):
     """The three views of training images. What is drawn depends on (seed, pass, index) alone: a training resumed in the
-    middle of a pass, or with more workers or ranks, sees the same views.
+    middle of a pass, or with more workers or ranks, sees the same views. With --views N pass N sees those of pass 0.
 
     Args:
         images: items (image, label, ...), the image a PIL image or a float tensor [3, S, S].
-        settings: has image_size, crop_scale, flip, strict and seed.
+        settings: has image_size, crop_scale, flip, views, strict and seed.
         stream: "train" or "unlabeled".
     """
 
@@ -128,7 +133,7 @@ class TrainViews(Dataset):
         self.images, self.stream = images, STREAMS.index(stream)
         self.size = settings.image_size
         self.rule = RandomCropFlip(self.size, scale=(settings.crop_scale, 1), p=settings.flip)
-        self.seed, self.strict = settings.seed, settings.strict
+        self.seed, self.strict, self.views = settings.seed, settings.strict, settings.views
 
     def __len__(self) -> int:
         return len(self.images)
@@ -147,7 +152,8 @@ class TrainViews(Dataset):
         return Batch(views, crops, torch.tensor(labels), skipped)
 
     def _numbers(self, done: int, index: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.stream, done, index]).random(2 * 4 * self.rule.tries + 2)
+        number = done % self.views if self.views else done
+        return np.random.default_rng([self.seed, self.stream, number, index]).random(2 * 4 * self.rule.tries + 2)
 
     def _read(self, index: int, skipped: list[str]):
         """The image and its label, or those of the next that can be read."""
@@ -212,7 +218,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
             yield [(done, index) for index in order[start : start + self.share]]
 
 
-def loader(views: TrainViews, steps: Steps, processes: int, pin: bool) -> Iterator[Batch]:
+def loader(views: Dataset, steps: Steps, processes: int, pin: bool) -> Iterator[Batch]:
     """Batches of the steps, in order, made ahead of time by other processes, through all passes without a break."""
     return workers.load(
         views,

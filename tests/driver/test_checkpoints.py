@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from pathlib import Path, PosixPath
+from types import SimpleNamespace
 
 import evaluate
 import explain
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import train
-from driver import checkpoints, models, storage
+from driver import checkpoints, loading, models, storage
 from driver.storage import CheckpointError
 from PIL import Image
 from torch import nn
@@ -128,6 +129,17 @@ def test_pretrained_weights_keep_their_head(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(models, "_build", lambda name, classes, _, size: build(name, classes, False, size))
     flags = ["--pretrained", "--data", "folder", "--data-root", data_sets.make_folder(tmp_path / "data")]
     assert "has 2 classes, got resnet18 with 1000" in refused(capsys, evaluate.main, "resnet18", *flags)
+
+
+def test_a_pretrained_run_is_asked_with_the_normalisation_that_it_was_trained_with(tmp_path, monkeypatch):
+    """timm's weights have theirs, which need not be ImageNet's; the run's own are then loaded, not published ones."""
+    build = models._build
+    monkeypatch.setattr(models, "_build", lambda name, classes, _, size: build(name, classes, False, size))
+    root, folder = data_sets.make_folder(tmp_path / "data"), tmp_path / "run"
+    assert train_on(root, folder, "--model", "timm/test_resnet", "--pretrained") == 0
+    monkeypatch.setattr(models, "_build", build)
+    loaded = loading.load(str(folder), SimpleNamespace(model="", image_size=0, target_layer=""))
+    assert models.normalisation(loaded.settings.model, loaded.settings.pretrained)[0] == (0.5,) * 3
 
 
 # ---- Whose it is.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import train
-from driver import data, evaluation
+from driver import data, evaluation_views
 from driver.data import CorruptImage, DataError, check_readable, cutouts, open_data
 from driver.settings import Settings
 from PIL import Image
@@ -93,7 +93,7 @@ def test_distractors_are_other_objects_beside_it(root):
     assert {other.path for plan in opened.test.plans for other in plan.distractors} <= {
         one.object.path for one in made(root, test_images=90).test.plans
     }
-    (batch,) = evaluation.batches(opened.val, range(10), opened, seed=0, stream="val")
+    (batch,) = evaluation_views.batches(opened.val, range(10), opened, seed=0, stream="val")
     assert (batch.distractors >= 0).all()
     assert batch.distractor_masks.flatten(1).any(1).all()
 
@@ -182,9 +182,11 @@ def test_too_few_photographs_to_tie(tmp_path):
 def test_photographs_belong_to_cutouts(root, tmp_path, capsys):
     flags = data_sets.flags("cutouts", root)
     without = flags[: flags.index("--photographs")]
-    assert "--photographs DIR must come with --data cutouts" in refused(capsys, train.main, *without)
+    assert "--data cutouts must come with --photographs DIR" in refused(capsys, train.main, *without)
+    with pytest.raises(DataError, match="--photographs must be a folder of pictures, got ''"):
+        made(root, photographs="")
     folder = ["--data", "folder", "--data-root", root, "--photographs", root]
-    assert "--photographs DIR must come with --data cutouts" in refused(capsys, train.main, *folder)
+    assert "--photographs goes with --data cutouts, got it with folder" in refused(capsys, train.main, *folder)
 
 
 DAMAGES = [("objects", how) for how in ("text", "cut", "opaque", "clear")]

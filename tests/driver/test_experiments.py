@@ -68,7 +68,7 @@ def test_stopped_it_says_how_to_go_on_and_does(tmp_path, monkeypatch, capsys):
 
 
 def test_the_unlabeled_images_share_the_baseline_of_the_labelled_ones():
-    runs = experiments.planned("unlabeled", Path("out"), 3)
+    runs = experiments.planned("unlabeled", experiments.EXPERIMENTS["unlabeled"], Path("out"), 3)
     assert len(runs) == 15
     assert {run.folder.parts[1] for run in runs if run.method == "baseline"} == {"fraction"}
     assert {run.folder.parts[1] for run in runs if run.method != "baseline"} == {"unlabeled"}
@@ -77,7 +77,7 @@ def test_the_unlabeled_images_share_the_baseline_of_the_labelled_ones():
 def test_a_seed_counts_once_all_its_methods_are_finished(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(experiments.report, "finish", lambda _, runs, __: shown.extend(runs) or {})
-    for run in experiments.planned("distractors", tmp_path, 2)[:-1]:
+    for run in experiments.planned("distractors", experiments.EXPERIMENTS["distractors"], tmp_path, 2)[:-1]:
         run.folder.mkdir(parents=True)
         settings.save(settings.Settings(output=str(run.folder)))
         run.results.touch()

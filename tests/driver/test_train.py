@@ -278,6 +278,7 @@ def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_settings(preset, tmp_path):
     place = [] if preset == "demo" else ["--data-root", str(tmp_path)]
+    place += ["--photographs", str(tmp_path)] if preset == "cutouts" else []
     chosen = settings.parse(["--preset", preset, *place, "--output", str(tmp_path / "new")])
     assert {name: getattr(chosen, name) for name in PRESETS[preset]} == PRESETS[preset]
 

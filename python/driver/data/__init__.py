@@ -37,6 +37,7 @@ SPLITS = {
     "folder": ("train", "val", "test"),
 }
 
+MADE = ("demo", "cutouts")  # of what a seed draws, as many images as are asked for
 WITH_BOXES_FLAG = ("imagenet", "folder")
 
 
@@ -195,25 +196,8 @@ def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
     name, root, boxes = settings.data, settings.data_root, settings.boxes
     if boxes and name not in WITH_BOXES_FLAG:
         raise DataError(f"--boxes goes with --data imagenet or folder, got it with {name}, whose boxes are its own")
-    if name == "demo":
-        sizes = {"train": settings.train_images, "val": settings.val_images, "test": settings.test_images}
-        splits = demo.make_splits(
-            sizes, settings.seed, distractors=settings.distractors, backgrounds=settings.backgrounds
-        )
-        train, val, test = (demo.DemoImages(splits[split], split) for split in sizes)
-        return (train if training else None), val, test
-    if name == "cutouts":
-        splits = _loader(name).make_splits(
-            root,
-            settings.photographs,
-            {"train": settings.train_images, "val": settings.val_images, "test": settings.test_images},
-            settings.seed,
-            image_size=settings.image_size,
-            distractors=settings.distractors,
-            backgrounds=settings.backgrounds,
-            train_objects=settings.train_objects,
-        )
-        return (splits["train"] if training else None), splits["val"], splits["test"]
+    if name in MADE:
+        return _made(settings, training)
     if name == "unrel":
         images = _loader(name).load(root)
         return None, images, images
@@ -232,6 +216,20 @@ def _open(settings, training: bool) -> tuple[Images | None, Images, Images]:
                 f"--data-root must have the classes of training in every split, got others in {root}: {difference}"
             )
     return train, val, test
+
+
+def _made(settings, training: bool) -> tuple[Images | None, Images, Images]:
+    """The splits of a data set whose images are made by the seed."""
+    sizes = {"train": settings.train_images, "val": settings.val_images, "test": settings.test_images}
+    how = {"distractors": settings.distractors, "backgrounds": settings.backgrounds}
+    if settings.data == "demo":
+        made = demo.make_splits(sizes, settings.seed, **how)
+        splits = {split: demo.DemoImages(made[split], split) for split in sizes}
+    else:
+        how |= {"image_size": settings.image_size, "train_objects": settings.train_objects}
+        folders = settings.data_root, settings.photographs
+        splits = _loader(settings.data).make_splits(*folders, sizes, settings.seed, **how)
+    return (splits["train"] if training else None), splits["val"], splits["test"]
 
 
 def _loader(name: str):

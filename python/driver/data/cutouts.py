@@ -10,6 +10,7 @@ Two ways to make it harder, as in the demo: distractors, objects of other classe
 that is possible; and backgrounds that betray the class in training only, each class having photographs of its own.
 """
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -77,8 +78,15 @@ class Cutouts(Images):
 
     @property
     def groups(self) -> list[str]:
-        """class/group of each image's object."""
+        """class/group of each image's object, which no other split has."""
         return [f"{self.classes[plan.object.label]}/{plan.object.group}" for plan in self.plans]
+
+    def files(self) -> list[str]:
+        """The pictures that the images are made of."""
+        parts = (
+            [plan.photograph, plan.object.path, *(other.path for other in plan.distractors)] for plan in self.plans
+        )
+        return sorted({path for own in parts for path in own if Path(path).is_file()})
 
     def boxed(self) -> int:
         """How many images have a box: all."""
@@ -103,6 +111,8 @@ def make_splits(
 ) -> dict[str, Cutouts]:
     """The splits of one seed, which decides who owns which group and photograph, and every image.
 
+    Raises :class:`DataError` where classes, groups or photographs are too few, or a picture has no transparency.
+
     Args:
         objects: folder of class folders of pictures with transparency.
         photographs: folder of pictures of any kind, however nested.
@@ -112,28 +122,18 @@ def make_splits(
         distractors: number of objects of other classes in every image.
         backgrounds: "any", or "class": nine training images in ten have a photograph of their class.
         train_objects: at most so many objects of a class are trained on; 0: all.
-
-    Raises:
-        DataError: there are too few classes, groups or photographs, or a picture without transparency.
     """
     classes, known = _objects(Path(objects))
-    found = _photographs(Path(photographs))
     rng = np.random.default_rng(seed)
     owned = [_split_groups([one for one in known if one.label == label], rng) for label in range(len(classes))]
-    places = _shared_out(found, rng)
+    places = _shared_out(_photographs(photographs), rng)
     splits = {}
     for split, size in sizes.items():
         draw = np.random.default_rng([seed, SPLITS.index(split), 0, 0])
         own = [parts[split] for parts in owned]
         if split == "train" and train_objects:
             own = [[mine[i] for i in draw.permutation(len(mine))[:train_objects]] for mine in own]
-        tied = split == "train" and backgrounds == "class"
-        if tied and len(places[split]) < len(classes):
-            raise DataError(
-                f"--backgrounds class must have a training photograph for each of {len(classes)} classes, got "
-                f"{len(places[split])} of the {len(found)} in {photographs}"
-            )
-        plans = _plans(size, own, places[split], distractors, tied, draw)
+        plans = _plans(size, own, places[split], distractors, split == "train" and backgrounds == "class", draw)
         splits[split] = Cutouts(plans, classes, image_size, seed, split)
     return splits
 
@@ -181,10 +181,10 @@ def _check_transparency(path: str) -> None:
         raise DataError(f"--data-root: {path} must have transparency, which cuts the object out, got mode {image.mode}")
 
 
-def _photographs(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise DataError(f"--photographs must be a folder of pictures, got {str(root)!r}")
-    found = image_files(root, root)
+def _photographs(root: str) -> list[str]:
+    if not os.path.isdir(root):
+        raise DataError(f"--photographs must be a folder of pictures, got {root!r}")
+    found = image_files(Path(root), Path(root))
     if len(found) < len(SPLITS):
         raise DataError(f"--photographs must hold at least {len(SPLITS)} pictures, got {len(found)} in {root}")
     return found
@@ -207,6 +207,10 @@ def _plans(
 ) -> list[Plan]:
     """Which object comes on which photograph, with which distractors; ``objects`` are those of each class."""
     classes, rounds, plans = len(objects), [[] for _ in objects], []
+    if tied and len(photographs) < classes:
+        raise DataError(
+            f"--backgrounds class must have a training photograph for each of {classes} classes, got {len(photographs)}"
+        )
     for number in range(size):
         label = number % classes
         rounds[label] = rounds[label] or [objects[label][i] for i in rng.permutation(len(objects[label]))]

@@ -5,6 +5,7 @@ Boxes are float32 [n, 4], (left, top, right, bottom) in pixels of the image, rig
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +101,10 @@ class Images(Dataset):
     def labels(self) -> Tensor:
         """int64 [N]."""
         return torch.tensor([record.label for record in self.records], dtype=torch.int64)
+
+    def files(self) -> list[str]:
+        """The files that the images are made of, as far as they are there."""
+        return [record.path for record in self.records if Path(record.path).is_file()]
 
     @property
     def groups(self) -> list[str]:
