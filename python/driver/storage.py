@@ -129,9 +129,7 @@ def save(state: dict, path: Path) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            if isinstance(
-                error.__context__, OSError
-            ):  # of which the writer makes one of its own
+            if isinstance(error.__context__, OSError):  # of which the writer makes one of its own
                 raise error.__context__ from None
             raise
 
