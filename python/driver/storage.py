@@ -128,10 +128,10 @@ def save(state: dict, path: Path) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # of which the writer makes one of its own
-                raise error.__context__ from None
-            raise
+        except RuntimeError as error:  # its writer makes one of what the file raised, or a signal in the middle of it
+            if error.__context__ is None:
+                raise
+            raise error.__context__ from None
 
 
 def load(path: Path | str, flag: str = "the file") -> dict:

@@ -9,14 +9,17 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import evaluate
 import pytest
+import torch
 import train
-from driver import checkpoints, engine, storage, workers
+from driver import checkpoints, engine, stopping, storage, workers
+from driver.ranks import Ranks
 
 from tests.driver.cases import TINY, assert_same, refused, run
 from tests.support import ROOT
@@ -124,6 +127,47 @@ def test_a_training_that_is_told_to_end_resumes(straight, tmp_path, monkeypatch,
     assert f"--resume --output {tmp_path / 'run'}" in capsys.readouterr().out
     assert storage.load(tmp_path / "run" / "last.pt")["epoch"] == 1
     assert_resumes(tmp_path / "run", straight)
+
+
+class Late:
+    """Tells this process to end when it is forgotten: what a destructor raises is printed and lost."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_it_ends_though_the_signal_comes_where_exceptions_are_lost(monkeypatch):
+    monkeypatch.setattr(stopping, "AGAIN", 0.05)
+
+    def work():
+        with stopping.terminable(Ranks(), lambda: None):
+            Late()
+            time.sleep(2)
+
+    with pytest.raises(stopping.Terminated):
+        work()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_signal_inside_a_checkpoint_is_not_taken_for_an_error(tmp_path, monkeypatch):
+    """A checkpoint's writer makes a RuntimeError of whatever stops it."""
+
+    class Struck:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            raise stopping.Terminated
+
+        def flush(self):
+            pass
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, Struck(file)))
+    with pytest.raises(stopping.Terminated):
+        storage.save({"x": torch.zeros(3)}, tmp_path / "a.pt")
+    assert not list(tmp_path.iterdir())
 
 
 @contextmanager
