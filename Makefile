@@ -25,7 +25,8 @@ TORCH_INSTALLED := $(call stamp,torch,$(PYTHON) $(TORCH))
 INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CGC_CUDA) $(CGC_CUDA_ARCH) $(CUDA_HOME) $(CXX) $(CXXFLAGS) $(LDFLAGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train results photographs test test-full bench lint docs links gpu codegen mutants wheel-check clean
+.PHONY: help install train results photographs test test-full bench lint docs links gpu codegen mutants dist wheel-check \
+	clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -73,10 +74,11 @@ mutants: install ## wrong kernels, which the tests must notice (an hour or two; 
 bench: install ## benchmarks, against peers and floors
 	$(PYTEST) bench --benchmark-only
 
-lint: install ## ruff and clang-format
+lint: install ## ruff, clang-format, and mypy on a user's script
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(CPP),$(BIN)/clang-format --dry-run -Werror $(CPP))
+	$(BIN)/mypy
 
 docs: install ## the pages as a site, with the API from its docstrings: build/docs/README.html
 	$(SPHINX) -W --keep-going -b html . build/docs
@@ -87,6 +89,11 @@ links: install ## that the pages' links to other sites lead somewhere (needs the
 codegen: install ## registers, spills, occupancy and instructions of the GPU kernels, into build/codegen and docs/codegen.md
 	$(BIN)/python -m bench.cuda_codegen
 	$(BIN)/python -m bench.codegen
+
+dist: install ## sdist, and a wheel for this platform with all that can be built here, into dist/
+	rm -rf dist
+	$(BIN)/python -m build -q --no-isolation --outdir dist
+	ls -l dist
 
 wheel-check: install ## one wheel works under a CPU build of torch 2.13 and a CUDA build of torch 2.14 (downloads both)
 	$(BIN)/python tests/tools/wheel.py

@@ -1,5 +1,7 @@
 """The public functions: check the input once, choose a backend, call it."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -11,8 +13,8 @@ from .transforms import CropFlip
 
 
 def cgc_loss(
-    cam,
-    aug_cam,
+    cam: CAM | Sequence[torch.Tensor],
+    aug_cam: CAM | Sequence[torch.Tensor],
     transform: CropFlip | torch.Tensor,
     *,
     image_size: int | tuple[int, int] | None = None,
@@ -202,7 +204,12 @@ class CGCLoss(torch.nn.Module):
         checks.group(group, even)
         self.group, self.even = group, even
 
-    def forward(self, cam, aug_cam, transform: CropFlip | torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        cam: CAM | Sequence[torch.Tensor],
+        aug_cam: CAM | Sequence[torch.Tensor],
+        transform: CropFlip | torch.Tensor,
+    ) -> torch.Tensor:
         """The loss, a scalar; arguments as in :func:`cgc_loss`."""
         return _loss(cam, aug_cam, transform, self.options, self.backend, self.group, self.even)
 

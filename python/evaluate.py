@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from driver import checkpoints, evaluation, explainers, loading, models, report, storage
+from driver import checkpoints, evaluation, explainers, loading, models, report, storage, workers
 from driver.data import DATASETS, Data, check_readable, open_data
 from driver.data.imagenet import CATEGORIES
 from driver.flags import documented_parser, integer, run_script
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     flags.explainer = flags.explainer or [explainers.OURS]
     try:
-        evaluate(flags)
+        with workers.watched():
+            evaluate(flags)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0

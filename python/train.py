@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from driver import check, checkpoints, data, engine, ranks, report, settings, storage
+from driver import check, checkpoints, data, engine, ranks, report, settings, storage, workers
 from driver.data import CorruptImage, DataError
 from driver.divergence import Diverged
 from driver.flags import run_script
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     here = ranks.join()
     chosen = None
     try:
-        with terminable(here, lambda: chosen), refusing(*FORESEEN), ExitStack() as held:
+        with terminable(here, lambda: chosen), refusing(*FORESEEN), workers.watched(), ExitStack() as held:
             wanted = here.share(settings.parse(arguments) if not here.rank else None)
             if wanted.check:
                 return check_all(wanted, here)

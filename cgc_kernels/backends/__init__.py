@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 from torch import device as Device
 from torch.compiler import is_compiling
@@ -58,6 +59,7 @@ def choose(name: str, device: Device, side: int = 1) -> Backend:
     chosen by itself. An explicit request that cannot be served raises RuntimeError with the reason and the remedy.
     """
     lasting = device.index is not None or device.type == "cpu"  # the current GPU may be another one next time
+    lasting = lasting and isinstance(side, int)  # a traced one is a symbol
     return _known_choice(name, device, side) if lasting and not is_compiling() else _choose(name, device, side)
 
 
@@ -80,7 +82,7 @@ def _automatic(device: Device, side: int) -> Backend:
     return next(_REGISTRY[name] for name in order if _REGISTRY[name].obstacle(device, side) is None)
 
 
-def info() -> dict:
+def info() -> dict[str, Any]:
     """What is installed, what "auto" would choose, and why a backend is missing.
 
     Returns a dict with "versions" (cgc_kernels, torch, python), "auto" ({"cpu": name, "cuda": name}), "backends"

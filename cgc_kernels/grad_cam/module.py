@@ -170,7 +170,7 @@ class GradCAM(WrappedModel):
         self._finalizer()
         self._open = False
 
-    def __enter__(self) -> "WrappedModel":
+    def __enter__(self) -> "GradCAM":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -182,7 +182,7 @@ def _build_torchvision(name: str, classes: int, pretrained: bool, image_size: in
 
 def _build_timm(name: str, classes: int, pretrained: bool, image_size: int) -> nn.Module:
     timm = _timm()
-    if not timm.is_model(name.partition(".")[0]):
+    if ":" in name or not timm.is_model(name.partition(".")[0]):  # before a colon, a place elsewhere
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
         raise ValueError(f"--model: timm has no {name!r}; near it: {near}")
     try:

@@ -15,7 +15,7 @@ def read(config: Path, fields: dict[str, Field]) -> dict:
     """The settings of a YAML file, checked as flags are."""
     try:
         saved = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"--config must be a readable YAML file, got {config}: {error}") from None
     if not isinstance(saved, dict):
         raise ValueError(f"--config must be a YAML file of settings, name: value, got {config}")
@@ -29,6 +29,8 @@ def _value(name: str, value, config: Path, fields: dict[str, Field]):
             f"{config} must hold settings only, got {name!r}" + (f"; near it: {', '.join(near)}" * bool(near))
         )
     kind = fields[name].metadata["kind"]
+    if any(isinstance(one, list | dict | set) for one in (value if isinstance(value, list) else [value])):
+        raise ValueError(f"{name} in {config} must be a value or a list of values, got one that nests")  # may be huge
     if kind is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{name} in {config} must be true or false, got {value!r}")

@@ -12,6 +12,7 @@ from typing import NoReturn
 from .ranks import Ranks
 from .settings import Settings
 
+AGAIN = 5.0  # seconds, from an exception to the next: one that is raised inside a destructor is lost
 GRACE = 5.0  # seconds, for the exception to end a rank that was told to; torchrun gives 30
 
 
@@ -28,17 +29,20 @@ def stop_rank(here: Ranks, chosen: Settings | None, reason: str) -> NoReturn:
 
 @contextmanager
 def terminable(here: Ranks, chosen: Callable[[], Settings | None]):
-    """SIGTERM as an exception, so that a message can be printed."""
+    """SIGTERM as an exception, so that a message can be printed; raised again until it has arrived here."""
 
     def stop(number, frame):
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         with watched(here, chosen) if here.world > 1 else nullcontext():
             yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

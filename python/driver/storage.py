@@ -6,7 +6,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path, PosixPath
 
@@ -40,12 +40,14 @@ def claimed(folder: Path, new: bool) -> Iterator[Path]:
         new: whether it must be empty.
 
     Raises:
-        FileError: another process has it, or it is not empty.
+        FileError: another process has it, it is not empty, or it cannot be made or written in.
     """
     if new:
         check_new(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
+    with _reaching(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / LOCK).open("a")
+    with opened as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: not its children's, gone when it dies
         except (BlockingIOError, PermissionError):
@@ -64,12 +66,22 @@ def claimed(folder: Path, new: bool) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def _reaching(folder: Path):
+    """An OSError of the block becomes a FileError."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"--output must be a folder that can be written in, got {folder}: {error.strerror}") from error
+
+
 def check_new(folder: Path, remedy: str = "") -> None:
     """Raise FileError, with a remedy, unless a folder is empty or not there."""
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"--output must be a folder, got the file {folder}")
-    if folder.exists() and set(_contents(folder)) - {LOCK}:
-        raise FileError(f"--output must be a new or empty folder, got {folder}{remedy}")
+    with _reaching(folder):
+        if folder.exists() and not folder.is_dir():
+            raise FileError(f"--output must be a folder, got the file {folder}")
+        if folder.exists() and set(_contents(folder)) - {LOCK}:
+            raise FileError(f"--output must be a new or empty folder, got {folder}{remedy}")
 
 
 def _contents(folder: Path) -> list[str]:
@@ -78,19 +90,22 @@ def _contents(folder: Path) -> list[str]:
 
 def numbered(name: str) -> Path:
     """Make a folder of that name, or with the next number behind it that nobody has taken."""
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        folder = Path(name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+    try:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            folder = Path(name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise FileError(f"--output must be given where {name} cannot be made: {error.strerror}") from error
 
 
 @contextmanager
 def replacing(path: Path):
     """Give a temporary path to write; when the block ends well, it takes the place of `path` in one step.
+
+    An OSError of the block, such as one of a full disk, names `path`.
 
     Example:
         >>> with replacing(Path("runs/replaced.txt")) as path:
@@ -101,6 +116,9 @@ def replacing(path: Path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -108,7 +126,12 @@ def replacing(path: Path):
 def save(state: dict, path: Path) -> None:
     """torch.save in one step; raises OSError where it cannot be written."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # its writer makes one of what the file raised, or a signal in the middle of it
+            if error.__context__ is None:
+                raise
+            raise error.__context__ from None
 
 
 def load(path: Path | str, flag: str = "the file") -> dict:

@@ -1,12 +1,31 @@
 """Loading by other processes, whose errors arrive as they were raised."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch.utils.data import DataLoader, Dataset
 
 from .data import CorruptImage, DataError
 
 FORESEEN = (CorruptImage, DataError)
+
+
+class LostWorker(OSError):
+    """A process that loads images has died."""
+
+
+@contextmanager
+def watched():
+    """Raise :class:`LostWorker` where a loading process dies: DataLoader's error comes from a signal, at any place."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise LostWorker(
+            f"--workers: a process that loads images was lost, {str(error).strip()} Start again, train.py with "
+            "--resume; where memory is short, with fewer --workers"
+        ) from error
 
 
 class _Carrying(Dataset):

@@ -6,6 +6,11 @@ import torch.nn.functional as F
 from ...transforms import CropFlip
 from .damping import damp_near_blind, damp_near_dead
 
+_VALUES = (
+    "backend must be another than 'reference', which reads the crops' values, where torch traces a call without them "
+    "(make_fx, export, FakeTensor, meta)"
+)
+
 
 def resample(
     heatmaps: torch.Tensor,
@@ -47,8 +52,20 @@ def fine_maps(heatmaps: torch.Tensor, image_size: tuple[int, int], eps: float) -
 def transform_maps(maps: torch.Tensor, transform: CropFlip | torch.Tensor) -> torch.Tensor:
     """T(m) for every map of [B, S_h, S_w]."""
     if isinstance(transform, CropFlip):
-        return torch.stack([_crop_flip(m, *crop) for m, *crop in zip(maps, *transform, strict=True)])
+        return torch.stack([_crop_flip(m, *crop) for m, *crop in zip(maps, *_read(transform), strict=True)])
     return _warp(maps, transform)
+
+
+def _read(transform: CropFlip) -> list[list[int]] | CropFlip:
+    """The fields' values, which torch.compile reads itself; raises RuntimeError where there are none."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(_VALUES)
+    if torch.compiler.is_compiling():
+        return transform
+    try:
+        return [[int(value) for value in field] for field in transform]
+    except RuntimeError as error:  # by fake, meta and traced tensors
+        raise RuntimeError(_VALUES) from error
 
 
 def unit(maps: torch.Tensor, eps: float) -> torch.Tensor:

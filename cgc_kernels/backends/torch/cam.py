@@ -110,7 +110,7 @@ def _by_parts(compute, out, features, whole):
     """
     if torch.compiler.is_compiling():
         return compute(slice(None), None)
-    batch = len(features)
+    batch = features.shape[0]
     step = batch if whole else samples(CHUNK_ELEMENTS, features[0].numel(), features.device)
     for first in range(0, batch, step):
         part = slice(first, first + step)

@@ -31,7 +31,7 @@ def row_losses(
         logits.diagonal(begin).zero_()
         return (torch.logsumexp(logits, dim=1, out=out),)
 
-    (losses,) = _by_blocks(block, _blocks(rows, first, first + count, len(rows)), positives[first : first + count])
+    (losses,) = _by_blocks(block, _blocks(rows, first, first + count, rows.shape[0]), positives[first : first + count])
     return losses
 
 
@@ -49,7 +49,7 @@ def gradients(
 
     A similarity's weight is its probability among the logits of its row, times grad_loss / (temperature B).
     """
-    batch, share = len(rows), slice(first, first + count)
+    batch, share = rows.shape[0], slice(first, first + count)
     scale = 1 / (temperature * batch)
     offsets = torch.add(row_losses, positives, alpha=1 / temperature)
 
@@ -80,7 +80,7 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(rows, keys, positives, temperature):
-        losses = row_losses(rows, keys, positives, 0, len(rows), temperature)
+        losses = row_losses(rows, keys, positives, 0, rows.shape[0], temperature)
         return losses.mean(), losses
 
     @staticmethod
@@ -97,7 +97,7 @@ class _Contrast(torch.autograd.Function):
             return None, None, None, None
         saved = ctx.saved_tensors
         with torch.no_grad():  # lest create_graph=True keep every block
-            grads = gradients(grad_loss, *saved, 0, len(saved[0]), ctx.temperature)
+            grads = gradients(grad_loss, *saved, 0, saved[0].shape[0], ctx.temperature)
         if torch.is_grad_enabled():
             grads = double_backward.refused(grads, (grad_loss, *saved))
         return *grads, None
@@ -109,7 +109,7 @@ class _ContrastBothModes(_Contrast):
     @staticmethod
     def jvp(ctx, *tangents):
         saved = ctx.saved_tensors
-        grads = gradients(torch.ones_like(saved[2][0]), *saved, 0, len(saved[0]), ctx.temperature)
+        grads = gradients(torch.ones_like(saved[2][0]), *saved, 0, saved[0].shape[0], ctx.temperature)
         return sum((g * t).sum() for g, t in zip(grads, tangents, strict=False) if t is not None), None
 
 

@@ -114,7 +114,7 @@ def _products(fields, grid):
     products = []
     for upsample, cropped in zip(grid.upsample, _crop_rows(fields, grid), strict=True):
         cropped = cropped[:, : upsample.shape[0], : upsample.shape[1]]
-        products += [torch.bmm(upsample.mT.expand(len(cropped), -1, -1), cropped), torch.bmm(cropped.mT, cropped)]
+        products += [torch.bmm(upsample.mT.expand(cropped.shape[0], -1, -1), cropped), torch.bmm(cropped.mT, cropped)]
     return tuple(products)
 
 
@@ -135,7 +135,7 @@ def _crop_rows(fields, grid):
 
 def sandwich(left: torch.Tensor, maps: torch.Tensor, right: torch.Tensor, plus: torch.Tensor | None = None):
     """left m right^T (+ plus) of every m in maps [B, h, w]; left, right: [H, h] and [W, w], or of every sample."""
-    batch = len(maps)
+    batch = maps.shape[0]  # len would make a constant of it where it is traced
     maps, right = torch.bmm(left.expand(batch, -1, -1), maps), right.mT.expand(batch, -1, -1)
     return torch.bmm(maps, right) if plus is None else torch.baddbmm(plus, maps, right)
 

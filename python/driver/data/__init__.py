@@ -157,7 +157,8 @@ def _box_notes(train: Images | None, val: Images, test: Images, settings) -> lis
 
 def _is_there(root: str, key: str) -> bool:
     """Whether a file of boxes names an image of a split that is not opened."""
-    return any(Path(root, normalize(form, key)).is_file() for form in ("NFC", "NFD"))
+    below = not key.startswith(("/", ".."))
+    return below and any(Path(root, normalize(form, key)).is_file() for form in ("NFC", "NFD"))
 
 
 def _looked_at(val: Images, test: Images) -> list[tuple[str, Images]]:

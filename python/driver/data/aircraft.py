@@ -1,6 +1,6 @@
 """FGVC-Aircraft (Maji et al., 2013): 100 variants, one box each; 3334 train, 3333 val, 3333 test images."""
 
-from .files import DataError, box, folder_of, keyed, numbers, read_text
+from .files import DataError, box, folder_of, inside, keyed, numbers, read_text
 from .images import Images, Record
 
 
@@ -22,5 +22,5 @@ def load(root: str, split: str) -> Images:
         left, top, right, bottom = numbers(corners, where_box)
         # The file counts pixels from 1 and includes the last one.
         own = box((left - 1, top - 1, right, bottom), where_box)
-        records.append(Record(str(folder / "images" / f"{key}.jpg"), label[name], (own,)))
+        records.append(Record(inside(folder / "images", f"{key}.jpg", where), label[name], (own,)))
     return Images(records, variants, has_boxes=True)

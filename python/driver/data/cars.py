@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .files import DataError, box, folder_of, load_mat, need, number, numbers
+from .files import DataError, box, folder_of, inside, load_mat, need, number, numbers
 from .images import Images, Record
 
 ANNOTATIONS = {"train": "cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
@@ -28,9 +28,8 @@ def load(root: str, split: str) -> Images:
         label = number(row["class"], 1, len(classes), where) - 1
         left, top, right, bottom = numbers([row[name] for name in CORNERS], where)
         # The file counts pixels from 1 and includes the last one.
-        records.append(
-            Record(str(images / str(row["fname"])), label, (box((left - 1, top - 1, right, bottom), where),))
-        )
+        own = box((left - 1, top - 1, right, bottom), where)
+        records.append(Record(inside(images, str(row["fname"]), where), label, (own,)))
     return Images(records, classes, has_boxes=True)
 
 

@@ -1,6 +1,6 @@
 """CUB-200-2011 (Wah et al., 2011): 200 species of birds, one box each, 5994 training and 5794 test images."""
 
-from .files import Table, box, folder_of, keyed, number, numbers
+from .files import Table, box, folder_of, inside, keyed, number, numbers
 from .images import Images, Record
 
 SPLITS = {"train": "1", "test": "0"}
@@ -21,7 +21,7 @@ def load(root: str, split: str) -> Images:
     for key, (where, (path,)) in tables["images"].items():
         where_split, (own,) = tables["train_test_split"].of(key, where)
         if number(own, 0, 1, where_split) == int(SPLITS[split]):
-            records.append(Record(str(folder / "images" / path), *_annotation(tables, key, where)))
+            records.append(Record(inside(folder / "images", path, where), *_annotation(tables, key, where)))
     names = [name.partition(".")[2].replace("_", " ") or name for _, (name,) in tables["classes"].values()]
     return Images(records, names, has_boxes=True)
 

@@ -46,6 +46,13 @@ def need(path: Path, what: str) -> Path:
     return path
 
 
+def inside(folder: Path, name: str, where: str) -> str:
+    """The file of that name below a folder; raises :class:`DataError` where a list's name leads out of it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{where}: a file below {folder} is expected, got {name!r}")
+    return str(folder / name)
+
+
 # ---- Text.
 
 

@@ -79,10 +79,18 @@ class AnnotatedImages(Images):
         return AnnotatedImages(records, self.classes, self.has_boxes, **more)
 
 
+class _Boxes(ElementTree.TreeBuilder):
+    """Builds a tree of elements alone; what declares entities, which can be other files or grow huge, is refused."""
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        """What the parser calls where a document type begins."""
+        raise ElementTree.ParseError("it must not declare a document type")
+
+
 def read_xml(path: str, wnid: str, image_size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
     """The boxes of a VOC XML file's objects named ``wnid``, scaled to (width, height) if its size is another."""
     try:
-        root = ElementTree.parse(path).getroot()
+        root = ElementTree.parse(path, ElementTree.XMLParser(target=_Boxes())).getroot()
         size = [float(root.findtext(f"size/{side}", "0")) for side in ("width", "height")]
         corners = [
             [item.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]

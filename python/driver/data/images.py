@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from .files import Box, BoxTable, CorruptImage
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS, for which Pillow runs Ghostscript
 ORIENTATION = 0x0112  # the EXIF tag
 # What brings an image of each orientation upright, in this order: axes swapped, then mirrored across, then down.
 TURNS = {
@@ -135,7 +136,7 @@ def read_boxed(path: str, boxes: Sequence[Box], upright: bool) -> tuple[Image.Im
         CorruptImage: it cannot be read, or its pixels have a range that is not known.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             turn = TURNS.get(image.getexif().get(ORIENTATION)) if upright else None
             rgb = _eight_bits(image).convert("RGB")
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything

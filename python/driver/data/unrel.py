@@ -7,7 +7,7 @@ the paper's. A sample is an image and one of its categories that have a mapping,
 
 from collections import defaultdict
 
-from .files import Box, DataError, box, folder_of, load_mat, numbers
+from .files import Box, DataError, box, folder_of, inside, load_mat, numbers
 from .imagenet import CATEGORIES
 from .images import Images, Record
 
@@ -92,7 +92,7 @@ def load(root: str) -> Images:
     for position, entry in enumerate(_each(entries), 1):
         where = f"{source}, picture {position}"
         try:
-            path, objects = str(folder / "images" / entry["filename"]), _objects(entry, where)
+            path, objects = inside(folder / "images", entry["filename"], where), _objects(entry, where)
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: filename, objects with category and box are expected: {error!r}") from error
         for category, boxes in sorted(objects.items()):
