@@ -60,13 +60,21 @@ class Writer {
  public:
   Writer(void* gradient, index_t total, index_t block)
       : gradient_(static_cast<T*>(gradient)),
-        streams_(gradient != nullptr && total * index_t(sizeof(T)) >= stream_threshold_bytes),
-        staged_(streams_ ? block : 0) {}
+        streams_(total * index_t(sizeof(T)) >= stream_threshold_bytes),
+        staged_(wanted() ? block : 0) {}
 
   bool wanted() const { return gradient_ != nullptr; }
-  T* begin(index_t offset) { return streams_ ? staged_.get() : gradient_ + offset; }
-  void commit(index_t offset, index_t count) {
-    if (streams_) stream_copy(gradient_ + offset, staged_, count * index_t(sizeof(T)));
+
+  // Where the block from `offset` on is made: in place if it neither streams nor lacks room behind it, which another
+  // thread may have written.
+  T* begin(index_t offset, bool room) const { return room && !streams_ ? gradient_ + offset : staged_.get(); }
+
+  void commit(const T* block, index_t offset, index_t count) const {
+    if (streams_) {
+      stream_copy(gradient_ + offset, block, count * index_t(sizeof(T)));
+    } else if (block == staged_) {
+      std::memcpy(gradient_ + offset, block, std::size_t(count) * sizeof(T));
+    }
   }
 
  private:
