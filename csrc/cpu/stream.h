@@ -14,6 +14,8 @@ namespace cgc::CGC_ISA {
 // Outputs smaller than this stay in the caches, where the optimiser's next read finds them.
 constexpr index_t stream_threshold_bytes = index_t(4) << 20;
 
+constexpr index_t page_bytes = 4096;
+
 #if defined(__AVX512F__)
 using Line = __m512i;
 inline void stream_line(char* to, const char* from) {
@@ -31,11 +33,13 @@ inline void stream_line(char* to, const char* from) {
 }
 #endif
 
-// Copies past the caches where the processor can, plainly elsewhere.
+// Copies past the caches where the processor can, plainly elsewhere. A store whose page has to be looked up holds up
+// all that follow, a prefetch does not: the pages after the next are prefetched.
 inline void stream_copy(void* destination, const void* source, index_t bytes) {
   char* to = static_cast<char*>(destination);
   const char* from = static_cast<const char*>(source);
 #if defined(__SSE2__)
+  for (index_t page = 0; page < bytes; page += page_bytes) __builtin_prefetch(to + 2 * page_bytes + page);
   const index_t misaligned = index_t(reinterpret_cast<std::uintptr_t>(to) % sizeof(Line));
   const index_t head = minimum(bytes, misaligned == 0 ? index_t(0) : index_t(sizeof(Line)) - misaligned);
   std::memcpy(to, from, std::size_t(head));
