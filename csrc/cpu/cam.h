@@ -1,7 +1,4 @@
 // Stage cam: heatmaps ReLU(sum_c weight_c A_c) of one sample, features and gradients each read once.
-//
-// Loops run over whole vectors for any H x W: [C, P] is taken in flat blocks of whole rows, since a row of 7 x 7
-// numbers does not fill vectors and 16 of them do.
 #pragma once
 
 #include "../common/gradients.h"
@@ -10,17 +7,21 @@
 
 namespace cgc::CGC_ISA {
 
+// [P, C] in memory is summed within its rows, [C, P] over its rows: of a channel, or of a block of channels where that
+// many are multiplied with what lies in memory like them, since such rows fill their packs.
 template <class A, class G, class Acc>
 class CamSample {
  public:
   explicit CamSample(const Cam& call)
       : call_(call),
-        block_(call.channels_last ? 0 : block_channels<A>(call.channels, call.positions)),
-        repetition_(block_, call.positions),
-        sums_(block_ * call.positions),
-        ones_(call.positions),
-        weights_(call.channels + repetition_.padding) {
-    fill<Acc>(ones_, call.positions, 1);
+        block_(call.weighting == Weighting::elementwise ? block_channels<A>(call.channels, call.positions) : 1),
+        share_(packs_of<A>(call.positions)),
+        sums_(packs_of<A>(block_ * call.positions)),
+        block_sums_(padded<A>(block_ * call.positions)),
+        weights_(padded<A>(call.channels)),
+        weight_packs_(packs_of<A>(call.channels)),
+        row_means_(share_, call.positions) {
+    fill(share_.get(), packs_of<A>(call.positions), pack_of<A>(Acc(1) / Acc(call.positions)));
   }
 
   void operator()(index_t sample) {
@@ -29,57 +30,62 @@ class CamSample {
     const G* gradients = static_cast<const G*>(call_.gradients) +
                          sample * channels * (call_.weighting == Weighting::pooled ? 1 : positions);
     Acc* heatmap = static_cast<Acc*>(call_.heatmaps) + sample * positions;
-    const bool elementwise = call_.weighting == Weighting::elementwise;
-    if (!elementwise) weigh(gradients, sample);
-    if (call_.channels_last) {
-      for (index_t p = 0; p < positions; ++p) {
-        const A* row = features + p * channels;
-        heatmap[p] =
-            elementwise ? dot<Acc>(row, gradients + p * channels, channels) : dot<Acc>(row, weights_.get(), channels);
-      }
-    } else if (elementwise) {
-      add_blocks(features, [=](index_t c) { return values(gradients + c * positions); }, heatmap);
-    } else {
-      add_blocks(features, [=](index_t c) { return repetition_.of(weights_ + c); }, heatmap);
+    if (call_.weighting == Weighting::pooled) {
+      call_.channels_last ? pack(gradients, channels, weight_packs_.get())
+                          : convert<A>(gradients, channels, weights_.get());
+    } else if (call_.weighting == Weighting::mean) {
+      average(gradients, static_cast<Acc*>(call_.weights) + sample * channels);
     }
+    call_.channels_last ? sum_within_rows(features, gradients, heatmap) : sum_over_rows(features, gradients, heatmap);
     for (index_t p = 0; p < positions; ++p) heatmap[p] = relu(heatmap[p]);
   }
 
  private:
-  // [C, P] in memory: the heatmap as the sum of features times factors, where factors(c) are those of the block that
-  // begins with channel c.
-  template <class F>
-  void add_blocks(const A* features, F&& factors, Acc* heatmap) {
+  // Means over the positions, left for this sample and in `weights`.
+  void average(const G* gradients, Acc* weights) {
     const index_t channels = call_.channels, positions = call_.positions;
-    fill<Acc>(sums_, block_ * positions, 0);
-    for (index_t c = 0; c < channels; c += block_) {
-      add_products(features + c * positions, factors(c), minimum(block_, channels - c) * positions, sums_.get());
-    }
-    fill<Acc>(heatmap, positions, 0);
-    for (index_t r = 0; r < block_; ++r) {
-      for (index_t p = 0; p < positions; ++p) heatmap[p] += sums_[r * positions + p];
+    if (call_.channels_last) {
+      const auto share = number(Acc(1) / Acc(positions));
+      const auto every = [=](index_t) { return share; };
+      sum_rows<A>(gradients, positions * channels, channels, every, weight_packs_.get());
+      unpack(weight_packs_.get(), channels, weights);
+    } else {
+      row_means_(gradients, channels, weights_.get());
+      convert<A>(weights_.get(), channels, weights);
     }
   }
 
-  // Leaves one weight a channel in weights_.
-  void weigh(const G* gradients, index_t sample) const {
-    const index_t channels = call_.channels, positions = call_.positions;
-    Acc* weights = weights_;
-    if (call_.weighting == Weighting::pooled) return convert<Acc>(gradients, channels, weights);
-    if (call_.channels_last) {
-      fill<Acc>(weights, channels, 0);
-      for (index_t p = 0; p < positions; ++p) add_products(gradients + p * channels, number(Acc(1)), channels, weights);
+  void sum_over_rows(const A* features, const G* gradients, Acc* heatmap) {
+    const index_t positions = call_.positions, total = call_.channels * positions, width = block_ * positions;
+    const Acc* weights = weights_;
+    if (call_.weighting == Weighting::elementwise) {
+      sum_rows(features, total, width, [=](index_t r) { return values(gradients + r * width); }, sums_.get());
     } else {
-      RowSums<G, Acc>(ones_, positions)(gradients, channels, weights);
+      sum_rows(features, total, width, [=](index_t c) { return number(weights[c]); }, sums_.get());
     }
-    for (index_t c = 0; c < channels; ++c) weights[c] /= Acc(positions);
-    convert<Acc>(weights, channels, static_cast<Acc*>(call_.weights) + sample * channels);
+    unpack(sums_.get(), width, block_sums_.get());
+    fill<Acc>(heatmap, positions, 0);
+    for (index_t c = 0; c < block_; ++c) {
+      for (index_t p = 0; p < positions; ++p) heatmap[p] += block_sums_[c * positions + p];
+    }
+  }
+
+  void sum_within_rows(const A* features, const G* gradients, Acc* heatmap) const {
+    const index_t channels = call_.channels;
+    const bool elementwise = call_.weighting == Weighting::elementwise;
+    for (index_t p = 0; p < call_.positions; ++p) {
+      const A* row = features + p * channels;
+      heatmap[p] = elementwise ? sum_row(row, values(gradients + p * channels), channels)
+                               : sum_row(row, packs(weight_packs_.get()), channels);
+    }
   }
 
   const Cam& call_;
   index_t block_;
-  Repetition<Acc> repetition_;
-  Buffer<Acc> sums_, ones_, weights_;
+  Buffer<Pack<A>> share_, sums_;
+  Buffer<Acc> block_sums_, weights_;
+  Buffer<Pack<A>> weight_packs_;
+  RowSums<A> row_means_;
 };
 
 template <class A, class G, class Acc>

@@ -9,101 +9,108 @@
 
 namespace cgc::CGC_ISA {
 
-// A unit is a block of [C, P], or a row of [P, C].
+// Made and written by blocks: rows of [P, C], or channels of [C, P]. Of these one block is one row where what delta is
+// multiplied with lies in memory like them, since such rows fill their packs.
 template <class A, class G, class Acc>
 class CamBackwardSample {
  public:
   explicit CamBackwardSample(const CamBackward& call)
       : call_(call),
         cam_(call.forward),
-        block_(cam_.channels_last ? 1 : block_channels<A>(cam_.channels, cam_.positions)),
-        unit_(cam_.channels_last ? cam_.channels : block_ * cam_.positions),
-        repetition_(cam_.channels_last ? 0 : block_, cam_.positions),
-        delta_(block_ * cam_.positions),
-        sums_(cam_.channels),
-        weights_(cam_.channels + repetition_.padding),
-        grad_features_(call.grad_features, cam_.batch * cam_.channels * cam_.positions, unit_),
-        grad_gradients_(call.grad_gradients, gradient_count() * cam_.batch, unit_) {}
+        elementwise_(cam_.weighting == Weighting::elementwise),
+        total_(cam_.channels * cam_.positions),
+        block_(cam_.channels_last ? cam_.channels : cam_.positions * block_channels<A>(cam_.channels, cam_.positions)),
+        width_(cam_.channels_last || elementwise_ ? block_ : cam_.positions),
+        delta_(padded<A>(maximum(width_, cam_.positions))),
+        delta_packs_(packs_of<A>(maximum(width_, cam_.positions))),
+        weights_(padded<A>(cam_.channels)),
+        weight_packs_(packs_of<A>(cam_.channels)),
+        row_sums_(delta_packs_, cam_.positions),
+        grad_features_(call.grad_features, cam_.batch * total_, block_ + Pack<A>::lanes),
+        grad_gradients_(call.grad_gradients, cam_.batch * gradient_count(), block_ + Pack<A>::lanes) {}
 
   // grad_heatmap: [P], of this sample.
   void operator()(index_t sample, const Acc* grad_heatmap) {
-    const index_t positions = cam_.positions, total = cam_.channels * positions;
+    const index_t positions = cam_.positions;
     const Acc* heatmap = static_cast<const Acc*>(cam_.heatmaps) + sample * positions;
     for (index_t p = 0; p < positions; ++p) delta_[p] = relu_gradient(heatmap[p], grad_heatmap[p]);
-    for (index_t i = positions; i < block_ * positions; ++i) delta_[i] = delta_[i - positions];
-    const A* features = static_cast<const A*>(cam_.features) + sample * total;
-    const G* gradients = static_cast<const G*>(cam_.gradients) + sample * gradient_count();
-    const bool elementwise = cam_.weighting == Weighting::elementwise;
-    if (!elementwise) convert<Acc>(gradients, cam_.channels, weights_.get());
-    if (grad_features_.wanted()) {
-      elementwise ? write(gradients, sample * total, grad_features_) : write_weights(sample * total);
+    if (!cam_.channels_last) {
+      for (index_t i = positions; i < width_; ++i) delta_[i] = delta_[i - positions];
+      pack(delta_.get(), width_, delta_packs_.get());
     }
-    if (grad_gradients_.wanted()) {
-      elementwise ? write(features, sample * total, grad_gradients_) : write_sums(features, sample * cam_.channels);
+    const A* features = static_cast<const A*>(cam_.features) + sample * total_;
+    const G* gradients = static_cast<const G*>(cam_.gradients) + sample * gradient_count();
+    if (elementwise_) {
+      if (grad_features_.wanted()) write(gradients, grad_features_, sample * total_);
+      if (grad_gradients_.wanted()) write(features, grad_gradients_, sample * total_);
+    } else {
+      if (grad_features_.wanted()) write_weights(gradients, sample * total_);
+      if (grad_gradients_.wanted()) write_sums(features, sample * cam_.channels);
     }
     stream_fence();
   }
 
  private:
-  index_t gradient_count() const {
-    return cam_.channels * (cam_.weighting == Weighting::elementwise ? cam_.positions : 1);
-  }
+  index_t gradient_count() const { return elementwise_ ? total_ : cam_.channels; }
 
-  // Calls body(first number, count, index) for every unit.
-  template <class F>
-  void each_unit(F&& body) const {
-    const index_t total = cam_.channels * cam_.positions;
-    for (index_t start = 0, unit = 0; start < total; start += unit_, ++unit) {
-      body(start, minimum(unit_, total - start), unit);
+  // A gradient that is from(row) times delta, from `offset` on.
+  template <class Out, class From>
+  void write_rows(Writer<Out>& writer, index_t offset, From from) {
+    const Acc* delta = delta_;
+    const auto delta_row = packs(delta_packs_.get());
+    for (index_t begin = 0; begin < total_; begin += block_) {
+      const index_t end = minimum(begin + block_, total_);
+      Out* to = writer.begin(offset + begin, total_ - end >= Pack<A>::lanes);
+      if (cam_.channels_last) {
+        multiply_rows<A>(from, [=](index_t p) { return number(delta[p]); }, begin, end, total_, width_, to);
+      } else {
+        multiply_rows<A>(from, [=](index_t) { return delta_row; }, begin, end, total_, width_, to);
+      }
+      writer.commit(to, offset + begin, end - begin);
     }
   }
 
-  // A gradient that is `from`, [C, P] or [P, C], times delta.
   template <class In, class Out>
-  void write(const In* from, index_t offset, Writer<Out>& writer) const {
-    each_unit([&](index_t start, index_t count, index_t unit) {
-      Out* to = writer.begin(offset + start);
-      if (cam_.channels_last) {
-        multiply<Acc>(from + start, number(delta_[unit]), count, to);
-      } else {
-        multiply<Acc>(from + start, values<Acc>(delta_), count, to);
-      }
-      writer.commit(offset + start, count);
-    });
+  void write(const In* from, Writer<Out>& writer, index_t offset) {
+    const index_t width = width_;
+    write_rows(writer, offset, [=](index_t r) { return values(from + r * width); });
   }
 
   // The features' gradient where every channel has one weight.
-  void write_weights(index_t offset) {
-    each_unit([&](index_t start, index_t count, index_t unit) {
-      A* to = grad_features_.begin(offset + start);
-      if (cam_.channels_last) {
-        multiply<Acc>(weights_.get(), number(delta_[unit]), count, to);
-      } else {
-        multiply<Acc>(delta_.get(), repetition_.of(weights_ + unit * block_), count, to);
-      }
-      grad_features_.commit(offset + start, count);
-    });
+  void write_weights(const G* gradients, index_t offset) {
+    if (cam_.channels_last) {
+      pack(gradients, cam_.channels, weight_packs_.get());
+      const auto row = packs(weight_packs_.get());
+      write_rows(grad_features_, offset, [=](index_t) { return row; });
+    } else {
+      convert<A>(gradients, cam_.channels, weights_.get());
+      const Acc* weights = weights_;
+      write_rows(grad_features_, offset, [=](index_t c) { return number(weights[c]); });
+    }
   }
 
   // The gradient of the weights: features times delta, summed over the positions.
   void write_sums(const A* features, index_t offset) {
-    const index_t channels = cam_.channels, positions = cam_.positions;
+    G* to = static_cast<G*>(call_.grad_gradients) + offset;
     if (cam_.channels_last) {
-      fill<Acc>(sums_, channels, 0);
-      for (index_t p = 0; p < positions; ++p) {
-        add_products(features + p * channels, number(delta_[p]), channels, sums_.get());
-      }
+      const Acc* delta = delta_;
+      sum_rows(features, total_, width_, [=](index_t p) { return number(delta[p]); }, weight_packs_.get());
+      unpack(weight_packs_.get(), width_, to);
     } else {
-      RowSums<A, Acc>(delta_, positions)(features, channels, sums_);
+      row_sums_(features, cam_.channels, weights_.get());
+      convert<A>(weights_.get(), cam_.channels, to);
     }
-    convert<Acc>(sums_.get(), channels, static_cast<G*>(call_.grad_gradients) + offset);
   }
 
   const CamBackward& call_;
   const Cam& cam_;
-  index_t block_, unit_;
-  Repetition<Acc> repetition_;
-  Buffer<Acc> delta_, sums_, weights_;
+  bool elementwise_;
+  index_t total_, block_, width_;
+  Buffer<Acc> delta_;
+  Buffer<Pack<A>> delta_packs_;
+  Buffer<Acc> weights_;
+  Buffer<Pack<A>> weight_packs_;
+  RowSums<A> row_sums_;
   Writer<A> grad_features_;
   Writer<G> grad_gradients_;
 };

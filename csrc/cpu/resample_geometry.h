@@ -46,8 +46,8 @@ inline void multiply(const double* a, const double* b, index_t rows, index_t inn
   for (index_t i = 0; i < rows; ++i) {
     for (index_t j = 0; j < columns; j += Vector<double>::lanes) {
       Vector<double>::type sum = {};
-      for (index_t k = 0; k < inner; ++k) sum += a[i * inner + k] * load<double>(b + k * columns + j);
-      store<double>(sum, out + i * columns + j);
+      for (index_t k = 0; k < inner; ++k) sum += a[i * inner + k] * load(b + k * columns + j);
+      store(sum, out + i * columns + j);
     }
   }
 }

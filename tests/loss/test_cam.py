@@ -1,6 +1,8 @@
 """Stage cam: features, gradients -> heatmaps, and its gradients; conversions of bfloat16 and float16."""
 
+import ctypes
 import itertools
+import mmap
 from importlib import import_module
 
 import pytest
@@ -158,6 +160,68 @@ def test_gradients_beyond_the_streaming_threshold(backend, dtype, layout):
             assert_close(grad, exact, tol, what=f"{weighting} {layout}", oracle=True)
 
 
+class LastMemory:
+    """Memory that ends where reading on is a segmentation fault; what is taken of it ends there."""
+
+    def __init__(self, pages):
+        self._memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+        self._usable = pages * mmap.PAGESIZE
+        self._protect(0)
+
+    def take(self, shape, dtype):
+        """A contiguous tensor of NaN."""
+        count = torch.Size(shape).numel()
+        offset = self._usable - count * dtype.itemsize
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(shape).fill_(torch.nan)
+
+    def open(self):
+        self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def _protect(self, access):
+        end = ctypes.addressof(ctypes.c_char.from_buffer(self._memory, self._usable))
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), access) == 0
+
+
+@pytest.fixture
+def last_memories():
+    memories = [LastMemory(80) for _ in range(2)]
+    yield memories
+    for memory in memories:
+        memory.open()
+
+
+def small_integers(shape, least, largest, dtype, layout, memory):
+    values = torch.randint(least, largest + 1, shape, generator=torch.Generator().manual_seed(sum(shape)))
+    if layout == "channels_last" and len(shape) == 4:
+        return memory.take((shape[0], *shape[2:], shape[1]), dtype).permute(0, 3, 1, 2).copy_(values)
+    return memory.take(shape, dtype).copy_(values)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weighting", ["pooled", "elementwise"])
+@pytest.mark.parametrize("backend", [CPP])
+def test_every_number_of_positions_at_the_end_of_memory(last_memories, backend, weighting, dtype, layout):
+    """Exact, of integers so small that no sum of them rounds; at any alignment, and nothing is read behind them."""
+    for positions in range(1, 258):
+        shape = 2, 1 + positions * 29 % 71, 1, positions
+        features = small_integers(shape, 0, 3, dtype, layout, last_memories[0])
+        weights_shape = shape[:2] if weighting == "pooled" else shape
+        weights = small_integers(weights_shape, -1, 2, dtype, layout, last_memories[1])
+        delta = torch.arange(2 * positions).view(2, 1, positions) % 5 - 2.0
+        heatmaps, grads = heatmaps_and_grads(
+            features, weights, "gradcam" if weighting == "pooled" else weighting, backend, delta
+        )
+        f, w = features.double(), weights.double()
+        w = w[:, :, None, None] if weighting == "pooled" else w
+        exact = (w * f).sum(dim=1)
+        assert_same_bits(heatmaps, exact.relu().to(heatmaps.dtype), str(shape))
+        d = (delta * (exact > 0))[:, None]
+        expected = w * d, (f * d).sum(dim=(2, 3)) if weighting == "pooled" else f * d
+        for grad, truth in zip(grads, expected, strict=True):
+            assert torch.equal(grad.double(), truth.to(dtype).double()), shape
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("weighting", ["gradcam", "elementwise"])
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -219,13 +283,14 @@ def test_pooled_stands_for_gradients_constant_over_space(backend, weighting):
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("weighting", ["gradcam", "elementwise"])
-def test_nan_stays_in_its_sample(backend, weighting, layout):
-    """Neither swallowed by the ReLU, forward or backward, nor spread to other samples."""
+@pytest.mark.parametrize("shape", [(3, 5, 3, 4), (3, 40, 7, 7)], ids=str)
+def test_nan_stays_in_its_sample(backend, shape, weighting, layout):
+    """Neither swallowed by the ReLU, forward or backward, nor spread to other samples or to the channels beside it."""
     for which in (0, 1):
-        pair = random_pair((3, 5, 3, 4), False, (torch.float64, torch.float64), layout)
-        pair[which][1, 2, 1, 1] = float("nan")
+        pair = random_pair(shape, False, (torch.float64, torch.float64), layout)
+        pair[which][1, 2, 0, 1] = float("nan")
         heatmaps, grads = heatmaps_and_grads(*pair, weighting, backend)
-        assert heatmaps[1, 1, 1].isnan()
+        assert heatmaps[1, 0, 1].isnan()
         assert heatmaps[[0, 2]].isfinite().all()
         assert grads[1 - which][1].isnan().any(), "a NaN must reach the gradient of the other factor"
         _, expected = heatmaps_and_grads(*pair, weighting, "reference")
