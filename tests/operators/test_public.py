@@ -4,6 +4,7 @@ import copy
 import doctest
 import pickle
 from importlib import import_module
+from types import ModuleType
 
 import pytest
 import torch
@@ -106,6 +107,8 @@ def test_a_number_as_image_size_is_a_square():
 def test_examples_of_the_docstrings_run(name):
     module, _, attribute = name.rpartition(".")
     names = {**vars(cgc_kernels), **vars(import_module(module)), "torch": torch, "nn": torch.nn}
+    if isinstance(names[attribute], ModuleType):
+        names |= vars(names[attribute])
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for test in doctest.DocTestFinder().find(names[attribute], name, module=False, extraglobs=names):
         assert runner.run(test).failed == 0, test.name
