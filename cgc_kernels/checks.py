@@ -13,14 +13,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from .devices import misplaced
 from .grad_cam import CAM, GradCAMOutput
-from .options import CONSISTENCY, OBJECTIVES, WEIGHTINGS, Options
+from .options import CONSISTENCY, LARGEST_IMAGE, OBJECTIVES, WEIGHTINGS, Options
+from .tensors import described, is_dense, misplaced
 from .transforms import CropFlip, check_structure
 from .transforms.checks import check_boxes, is_integer
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LARGEST_IMAGE = 1 << 16
 HEATMAP_DTYPES = (torch.float32, torch.float64)
 
 
@@ -94,13 +93,13 @@ def choice(name: str, value, allowed: Sequence[str]) -> str:
 def group(given, even) -> None:
     """Validate a process group of torch.distributed, of which this process must be a rank, or None; and `even`."""
     if not isinstance(even, bool):
-        raise TypeError(f"even must be a bool, got {_describe(even)}")
+        raise TypeError(f"even must be a bool, got {described(even)}")
     if given is None:
         return
     if dist.is_available() and given == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("group must be a process group that this process is a rank of, got one without it")
     if not dist.is_available() or not isinstance(given, dist.ProcessGroup):
-        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {_describe(given)}")
+        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {described(given)}")
 
 
 def views(cam, aug_cam) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,7 +129,7 @@ def _pair(given, name: str):
 
 def _no_pair(given, name: str) -> TypeError:
     """The error, with what to write instead of other things that GradCAM returns."""
-    got, remedy = _describe(given), ""
+    got, remedy = described(given), ""
     if given is None:
         remedy = "; views given as extra= have no cam: give this one as one of the first arguments of GradCAM"
     elif isinstance(given, GradCAMOutput):
@@ -144,6 +143,7 @@ def _alike(tensor, other: torch.Tensor) -> bool:
     """Whether it is such a tensor as the other one, which was checked."""
     return (
         isinstance(tensor, torch.Tensor)
+        and not tensor.is_nested
         and tensor.shape == other.shape
         and tensor.dtype == other.dtype
         and tensor.device == other.device
@@ -156,12 +156,12 @@ def features_and_gradients(features, gradients, prefix: str = "") -> None:
     _tensor(features, FEATURE_DTYPES, "features", prefix)
     shape = features.shape
     if len(shape) != 4 or 0 in shape:
-        raise ValueError(f"{prefix}features must be [B, C, H, W] with no empty dimension, got {_describe(features)}")
+        raise ValueError(f"{prefix}features must be [B, C, H, W] with no empty dimension, got {described(features)}")
     _tensor(gradients, (features.dtype, torch.float32), "gradients", prefix)
     if gradients.shape not in (shape, shape[:2]):
         raise ValueError(
             f"{prefix}gradients must be {list(shape)} like the features, or pooled {list(shape[:2])}, "
-            f"got {_describe(gradients)}"
+            f"got {described(gradients)}"
         )
     _same_device(gradients, features.device, "gradients", prefix)
 
@@ -170,7 +170,7 @@ def heatmaps(maps, name: str = "heatmaps") -> torch.Tensor:
     """Validate heatmaps [B, H, W]."""
     _tensor(maps, HEATMAP_DTYPES, name)
     if maps.dim() != 3 or 0 in maps.shape:
-        raise ValueError(f"{name} must be [B, H, W] with no empty dimension, got {_describe(maps)}")
+        raise ValueError(f"{name} must be [B, H, W] with no empty dimension, got {described(maps)}")
     if _readable(maps) and (maps < 0).any():
         raise ValueError(f"{name} must be non-negative, got {maps.min().item()}")
     return maps
@@ -180,7 +180,7 @@ def same_kind(name: str, tensor: torch.Tensor, other_name: str, other: torch.Ten
     """Both views must share shape, dtype and device."""
     if tensor.shape != other.shape or tensor.dtype != other.dtype:
         raise ValueError(
-            f"{name} must have the shape and dtype of {other_name}, {_describe(other)}, got {_describe(tensor)}"
+            f"{name} must have the shape and dtype of {other_name}, {described(other)}, got {described(tensor)}"
         )
     _same_device(tensor, other.device, name)
 
@@ -210,10 +210,11 @@ def matrix(given, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(given, torch.Tensor):
         raise TypeError(
             "transform must be a CropFlip or a matrix [B, 2, 3] or [B, 3, 3], or rows [B, 5] of a CropFlip, "
-            f"got {_describe(given)}"
+            f"got {described(given)}"
         )
+    _dense(given, "transform")
     if tuple(given.shape) not in ((batch, 2, 3), (batch, 3, 3)):
-        raise ValueError(f"transform must be a matrix [{batch}, 2, 3] or [{batch}, 3, 3], got {_describe(given)}")
+        raise ValueError(f"transform must be a matrix [{batch}, 2, 3] or [{batch}, 3, 3], got {described(given)}")
     _tensor(given, FEATURE_DTYPES, "transform")
     _same_device(given, like.device, "transform")
     matrix = given.detach()
@@ -248,12 +249,17 @@ def _readable(tensor: torch.Tensor) -> bool:
 def _tensor(value, dtypes: Sequence[torch.dtype], name: str, prefix: str = "") -> None:
     """prefix: of the name; the two are put together for a message alone, and so below."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{prefix}{name} must be a torch.Tensor, got {_describe(value)}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{prefix}{name} must be a dense (strided) tensor, got layout {value.layout}")
+        raise TypeError(f"{prefix}{name} must be a torch.Tensor, got {described(value)}")
+    _dense(value, name, prefix)
     if value.dtype not in dtypes:
         names = " or ".join(dict.fromkeys(map(str, dtypes)))
         raise TypeError(f"{prefix}{name} must be {names}, got {value.dtype}")
+
+
+def _dense(tensor: torch.Tensor, name: str, prefix: str = "") -> None:
+    if not is_dense(tensor):
+        got = "a nested one" if tensor.is_nested else f"layout {tensor.layout}"
+        raise TypeError(f"{prefix}{name} must be a dense (strided) tensor, got {got}")
 
 
 def _same_device(tensor: torch.Tensor, device: torch.device, name: str, prefix: str = "") -> None:
@@ -263,27 +269,23 @@ def _same_device(tensor: torch.Tensor, device: torch.device, name: str, prefix: 
 
 def _scalar(name: str, value, inclusive: bool = False) -> float:
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"{name} must be a number, got {_describe(value)}")
-    if not 0 < value < math.inf and not (inclusive and value == 0):  # so of NaN
+        raise TypeError(f"{name} must be a number, got {described(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer or a fraction
+        value = number = math.inf
+    if not 0 < number < math.inf and not (inclusive and number == 0):  # so of NaN
         raise ValueError(f"{name} must be finite and {'>=' if inclusive else '>'} 0, got {value!r}")
-    return float(value)
+    return number
 
 
 def _image_size(value) -> tuple[int, int]:
     size = (value, value) if is_integer(value) else value
     if not isinstance(size, (tuple, list)) or len(size) != 2 or not (is_integer(size[0]) and is_integer(size[1])):
-        raise TypeError(f"image_size must be an int or (height, width), got {_describe(value)}")
+        raise TypeError(f"image_size must be an int or (height, width), got {described(value)}")
     height, width = int(size[0]), int(size[1])
     if height < 1 or width < 1:
         raise ValueError(f"image_size must be at least 1 pixel each way, got {value!r}")
     if height > LARGEST_IMAGE or width > LARGEST_IMAGE:
         raise ValueError(f"image_size must be at most {LARGEST_IMAGE} pixels each way, got {value!r}")
     return height, width
-
-
-def _describe(value) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__} of length {len(value)}"
-    return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str, bool)) else type(value).__name__

@@ -9,6 +9,7 @@ from . import backends, checks
 from .backends.backend import Backend
 from .grad_cam import CAM
 from .options import CONSISTENCY, WEIGHTINGS, Options, widest_dtype
+from .tensors import is_dense
 from .transforms import CropFlip
 
 
@@ -241,7 +242,7 @@ def _computed(loss, *args) -> torch.Tensor:
 def _prepare(transform, like: torch.Tensor, image_size: tuple[int, int]) -> CropFlip | torch.Tensor:
     """The checked transform as backends take it: a CropFlip, or inverse matrices [B, 3, 3]."""
     if not isinstance(transform, CropFlip):
-        if not isinstance(transform, torch.Tensor) or transform.shape[1:] != (5,):
+        if not is_dense(transform) or transform.shape[1:] != (5,):
             return _inverse(checks.matrix(transform, like))
         transform = checks.crop_of_rows(transform)
     checks.crop(transform, like, image_size)

@@ -10,6 +10,9 @@ OBJECTIVES = ("released", "paper", "mse")
 RELEASED, PAPER, MSE = range(len(OBJECTIVES))
 CONSISTENCY = "consistency"  # the term alone, which backends compute as a multiple of mse
 
+# Pixels of a view each way.
+LARGEST_IMAGE = 1 << 16
+
 # Below this sum of the fine map a heatmap is near-dead and its gradient is damped (docs/mathematics.md).
 NEAR_DEAD_SUM = 1e-3
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .loss import gradcam
+from .tensors import described, is_dense
 
 __all__ = ["log_heatmaps", "overlay"]
 
@@ -37,7 +38,7 @@ def overlay(images: Tensor, heatmaps: Tensor) -> Tensor:
         >>> overlay(torch.rand(4, 3, 224, 224), torch.rand(4, 7, 7)).shape
         torch.Size([4, 3, 224, 224])
     """
-    images, heatmaps = _checked(images.detach(), heatmaps.detach())
+    images, heatmaps = _checked(images, heatmaps)
     heat = heatmaps.to(images.device, torch.float32)
     if heat.shape[-2:] != images.shape[-2:]:
         lead = heat.shape[:-2]
@@ -100,6 +101,12 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def _checked(images: Tensor, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    for name, given in (("images", images), ("heatmaps", heatmaps)):
+        if not is_dense(given) or given.is_complex():
+            raise TypeError(f"{name} must be a dense tensor of real numbers, got {described(given)}")
+        if given.numel() == 0:
+            raise ValueError(f"{name} must have no empty dimension, got {described(given)}")
+    images, heatmaps = images.detach(), heatmaps.detach()
     if images.ndim not in (3, 4) or images.shape[-3] != 3:
         raise ValueError(f"images must be [B, 3, S_h, S_w] or [3, S_h, S_w], got {list(images.shape)}")
     if heatmaps.ndim != images.ndim - 1 or heatmaps.shape[:-2] != images.shape[:-3]:

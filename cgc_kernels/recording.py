@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tensors import described, is_dense
+
 __all__ = ["homography", "record"]
 
 _TOLERANCE = 1e-3  # pixels
@@ -88,7 +90,8 @@ def homography(points: Tensor, moved: Tensor) -> Tensor:
 
     For augmentations that can carry points but not their matrix, albumentations' for instance: give the corners and a
     few points more, N > 4, so that a map that is not projective is noticed.
-    Raises ValueError for fewer than four points, and where no projective map comes within a thousandth of a pixel.
+    Raises TypeError for what is no tensor, ValueError for fewer than four points, and where no projective map comes
+    within a thousandth of a pixel.
 
     Example::
 
@@ -96,6 +99,9 @@ def homography(points: Tensor, moved: Tensor) -> Tensor:
         >>> homography(corners, 2 * corners + 1).round(decimals=6)[0]
         tensor([2., 0., 1.], dtype=torch.float64)
     """
+    for name, given in (("points", points), ("moved", moved)):
+        if not is_dense(given):
+            raise TypeError(f"{name} must be a dense tensor [N, 2], got {described(given)}")
     if points.ndim != 2 or points.shape[-1] != 2 or points.shape != moved.shape or len(points) < 4:
         raise ValueError(
             f"points and moved must be [N, 2] with N at least 4, got {list(points.shape)} and {list(moved.shape)}"

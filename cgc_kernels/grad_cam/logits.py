@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import misplaced
+from ..tensors import misplaced
 
 
 def find_logits(output: Any) -> Any:

@@ -33,13 +33,13 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
     modules = dict(model.named_modules())
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
-            if module is layer:
+            if module is layer and name:
                 return name
         raise ValueError(f"target_layer must be a module of the model, got a {type(layer).__name__} outside it")
     if not isinstance(layer, str):
         raise TypeError(f"target_layer must be a module or its dotted name, got {type(layer).__name__}")
     names = dict(model.named_modules(remove_duplicate=False))
-    if layer not in names:
+    if not layer or layer not in names:
         close = difflib.get_close_matches(layer, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
         raise ValueError(f"target_layer must name a module of the model, got {layer!r}; near it: {', '.join(close)}")
     return layer

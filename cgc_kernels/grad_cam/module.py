@@ -91,7 +91,7 @@ class GradCAM(WrappedModel):
         model_checks.check_model(model)
         if reshape is not None and not callable(reshape):
             raise TypeError(f"reshape must be callable or None, got {type(reshape).__name__}")
-        if closed_form not in ("auto", True, False):
+        if not isinstance(closed_form, bool | str) or closed_form not in ("auto", True, False):
             raise ValueError(f'closed_form must be "auto", True or False, got {closed_form!r}')
         name = model_checks.layer_name(model, target_layer)
         model_checks.check_ancestors(model, name)
@@ -155,6 +155,8 @@ class GradCAM(WrappedModel):
         not zero, usually in the first step), or this GradCAM was closed.
         """
         check_views(views, target, extra)
+        if not isinstance(batched, bool):
+            raise TypeError(f"batched must be a bool, got {type(batched).__name__}")
         if not self._open:
             raise RuntimeError("GradCAM must be open to be called, got a closed one; build a new GradCAM")
         if getattr(self, "_is_replica", False):

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import NamedTuple
 
 from torch import Tensor
+
+from ..tensors import described, is_dense
 
 Reshape = Callable[[Tensor], Tensor]
 
@@ -14,13 +17,19 @@ def tokens_to_map(height: int, width: int, prefix: int = 1) -> Callable[[Tensor]
 
     ``height`` and ``width``: patches per view; ``prefix``: class and register tokens before them. The callable turns
     [B, prefix + height * width, C] into [B, C, height, width], row by row, and raises ValueError for other shapes.
+    Raises TypeError for what is no integer and ValueError for one that is too small.
 
     Example::
 
         >>> tokens_to_map(14, 14)(torch.rand(2, 197, 384)).shape
         torch.Size([2, 384, 14, 14])
     """
-    return _TokensToMap(height, width, prefix)
+    for name, value, least in (("height", height, 1), ("width", width, 1), ("prefix", prefix, 0)):
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {described(value)}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    return _TokensToMap(int(height), int(width), int(prefix))
 
 
 class _TokensToMap(NamedTuple):
@@ -30,6 +39,8 @@ class _TokensToMap(NamedTuple):
     prefix: int
 
     def __call__(self, tokens: Tensor) -> Tensor:
+        if not is_dense(tokens):
+            raise TypeError(f"tokens must be a dense tensor, got {described(tokens)}")
         count = self.prefix + self.height * self.width
         if tokens.ndim != 3 or tokens.shape[1] != count:
             raise ValueError(

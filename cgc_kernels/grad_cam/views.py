@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..tensors import described, is_dense
+
 
 def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]) -> None:
     """Refuse what is no batch of views with a target for each sample: raises TypeError or ValueError."""
@@ -14,8 +16,9 @@ def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[
         raise TypeError(f"extra must be a sequence of views, got {type(extra).__name__}")
     for name, group in (("views", views), ("extra", extra)):
         for index, view in enumerate(group):
-            if not isinstance(view, Tensor):
-                raise TypeError(f"{name}[{index}] must be a tensor [B, ...], got {type(view).__name__}")
+            if not isinstance(view, Tensor) or view.is_nested:
+                got = "a nested tensor" if isinstance(view, Tensor) else type(view).__name__
+                raise TypeError(f"{name}[{index}] must be a tensor [B, ...], got {got}")
             if view.ndim < 1:
                 raise ValueError(f"{name}[{index}] must have shape [B, ...], got a scalar")
     batch = views[0].shape[0]
@@ -27,8 +30,8 @@ def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[
 
 
 def _check_target(target: Tensor, batch: int) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor [B] of int64, got {type(target).__name__}")
+    if not is_dense(target):
+        raise TypeError(f"target must be a tensor [B] of int64, got {described(target)}")
     if target.dtype != torch.int64:
         raise TypeError(f"target must be int64, got {target.dtype}")
     if target.shape != (batch,):

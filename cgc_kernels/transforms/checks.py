@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..devices import misplaced
+from ..options import LARGEST_IMAGE
+from ..tensors import described, is_dense, misplaced
 
 if TYPE_CHECKING:
     from .crop_flip import CropFlip
@@ -20,10 +21,11 @@ _DTYPES = (INTEGERS,) * 4 + ((torch.bool,),)  # of the fields of CropFlip
 def check_structure(crop: "CropFlip") -> None:
     """The part of :meth:`.CropFlip.check` that reads no value: tensors, dtypes, equal shapes [B], one device."""
     top = crop.top
-    shape, device = (top.shape, top.device) if isinstance(top, Tensor) else (None, None)
+    shape, device = (top.shape, top.device) if is_dense(top) else (None, None)
     for name, field, dtypes in zip(crop._fields, crop, _DTYPES, strict=True):
-        if not isinstance(field, Tensor):
-            raise TypeError(f"CropFlip.{name} must be a tensor, got {type(field).__name__}")
+        if not is_dense(field):
+            got = described(field) if isinstance(field, Tensor) else type(field).__name__
+            raise TypeError(f"CropFlip.{name} must be a tensor, got {got}")
         if field.dtype not in dtypes:
             kind = "a bool" if name == "flip" else "an integer"
             raise TypeError(f"CropFlip.{name} must be {kind} tensor, got {field.dtype}")
@@ -66,9 +68,9 @@ def _explain(name: str, values: list[int], valid: list[bool], rule: str) -> None
 
 def check_view(view: Any, size: tuple[int, int]) -> None:
     if isinstance(view, Tensor):
+        check_pixels(view, "view")
         if view.ndim not in (3, 4):
             raise ValueError(f"view must have shape [C, H, W] or [B, C, H, W], got {list(view.shape)}")
-        check_pixels(view, "view")
         got = tuple(view.shape[-2:])
     elif hasattr(view, "crop") and hasattr(view, "transpose"):
         got = (view.size[1], view.size[0])
@@ -82,6 +84,8 @@ def check_view(view: Any, size: tuple[int, int]) -> None:
 
 
 def check_pixels(tensor: Tensor, name: str) -> None:
+    if not is_dense(tensor):
+        raise TypeError(f"{name} must be a dense tensor, got {described(tensor)}")
     if not tensor.is_floating_point() and tensor.dtype != torch.uint8:
         raise TypeError(f"{name} must be floating point or uint8, got {tensor.dtype}")
 
@@ -92,6 +96,8 @@ def height_width(size: int | Sequence[int], name: str = "image_size") -> tuple[i
         raise TypeError(f"{name} must be an int or (height, width), got {size!r}")
     if min(pair) < 1:
         raise ValueError(f"{name} must be at least 1 pixel each way, got {size!r}")
+    if max(pair) > LARGEST_IMAGE:
+        raise ValueError(f"{name} must be at most {LARGEST_IMAGE} pixels each way, got {size!r}")
     return int(pair[0]), int(pair[1])
 
 

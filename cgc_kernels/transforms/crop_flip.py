@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors import described, is_dense, misplaced
 from ..trees import from_iterables
-from .checks import INTEGERS, check_pixels, check_structure, check_values, height_width
+from .checks import INTEGERS, check_pixels, check_structure, check_values, height_width, is_integer
 from .cropping import crop_batch
 
 _BOX = ("top", "left", "height", "width")
@@ -42,6 +43,8 @@ class CropFlip(NamedTuple):
     def identity(cls, batch: int, image_size: int | Sequence[int]) -> "CropFlip":
         """The transform of ``batch`` samples that changes nothing: the whole view (int or (height, width)), no flip."""
         height, width = height_width(image_size)
+        if not is_integer(batch) or not 0 <= batch < 1 << 31:
+            raise (ValueError if is_integer(batch) else TypeError)(f"batch must be an integer >= 0, got {batch!r}")
         zeros = torch.zeros(batch, dtype=torch.int64)
         return cls(zeros, zeros.clone(), zeros + height, zeros + width, zeros.bool())
 
@@ -51,8 +54,8 @@ class CropFlip(NamedTuple):
 
         Raises TypeError or ValueError for another dtype or shape.
         """
-        if not isinstance(rows, Tensor) or rows.dtype not in INTEGERS:
-            got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        if not is_dense(rows) or rows.dtype not in INTEGERS:
+            got = rows.dtype if is_dense(rows) else described(rows)
             raise TypeError(f"rows must be a tensor [B, 5] of integers, got {got}")
         if rows.ndim < 1 or rows.shape[-1] != 5:
             raise ValueError(f"rows must be [B, 5], (top, left, height, width, flip), got {list(rows.shape)}")
@@ -73,9 +76,10 @@ class CropFlip(NamedTuple):
         Raises TypeError for numbers that are not integers or flips that are not bool, ValueError for wrong lengths or
         keys.
         """
-        if not isinstance(params, Tensor):
-            params = _box(params) if isinstance(params, Mapping) else [_box(own) for own in params]
-        box, flips = torch.as_tensor(params), torch.as_tensor(flip)
+        if isinstance(params, Sequence):
+            params = [_box(own) for own in params]
+        box = _numbers("params", _box(params), "one (i, j, h, w) or a sequence of B of them")
+        flips = _numbers("flip", flip, "one bool or one per sample")
         if box.ndim not in (1, 2) or box.shape[-1] != 4 or box.numel() == 0:
             raise ValueError(
                 f"params must be one (i, j, h, w) or a sequence of B of them, got shape {tuple(box.shape)}"
@@ -101,6 +105,8 @@ class CropFlip(NamedTuple):
         """
         check_structure(self)
         check_pixels(images, "images")
+        if images.device != self.top.device:
+            raise ValueError(misplaced("images", images, self.top.device, "the crops"))
         if images.ndim != 4 or len(images) != len(self.top):
             raise ValueError(f"images must be [{len(self.top)}, C, S_h, S_w], one a crop, got {list(images.shape)}")
         return crop_batch(images, self)
@@ -132,6 +138,17 @@ class CropFlip(NamedTuple):
         """
         check_structure(self)
         check_values(self, image_size)
+
+
+def _numbers(name: str, given: Any, rule: str) -> Tensor:
+    """What is given in numbers, as a tensor."""
+    try:
+        tensor = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be {rule}, got {described(given)}") from None
+    if not is_dense(tensor):
+        raise TypeError(f"{name} must be {rule}, got {described(given)}")
+    return tensor
 
 
 def _box(params: Any) -> Any:

@@ -1,13 +1,16 @@
 """The augmentation that makes a second view and says how."""
 
 import math
+import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..options import widest_dtype
+from ..tensors import described, is_dense
 from .checks import check_view, height_width
 from .crop_flip import CropFlip
 from .cropping import crop_image, crop_tensor
@@ -50,10 +53,10 @@ class RandomCropFlip:
         p: float = 0.5,
     ):
         self.size = height_width(size, "size")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be (low, high) with 0 < low <= high <= 1, got {scale}")
-        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < math.inf:
-            raise ValueError(f"ratio must be (low, high) with 0 < low <= high, got {ratio}")
+        _check_range("scale", scale, 1)
+        _check_range("ratio", ratio, sys.float_info.max)
+        if not _is_number(p):
+            raise TypeError(f"p must be a number in [0, 1], got {described(p)}")
         if not 0 <= p <= 1:
             raise ValueError(f"p must be in [0, 1], got {p}")
         self.scale, self.ratio, self.p = tuple(scale), tuple(ratio), p
@@ -122,7 +125,23 @@ class RandomCropFlip:
         return sides[0].clamp(min=1).minimum(height), sides[1].clamp(min=1).minimum(width)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_range(name: str, given: Any, most: float) -> None:
+    """(low, high) with 0 < low <= high <= most."""
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes) or not all(map(_is_number, given)):
+        raise TypeError(f"{name} must be two numbers (low, high), got {given!r}")
+    if len(given) != 2 or not 0 < given[0] <= given[1] <= most:
+        bound = " <= 1" if most == 1 else ""
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high{bound}, got {given}")
+
+
 def _check_numbers(**numbers: Tensor) -> None:
+    for name, own in numbers.items():
+        if not is_dense(own):
+            raise TypeError(f"{name} must be a dense tensor, got {described(own)}")
     shape = numbers["down"].shape
     tries = numbers["area"].shape[-1:] or (RandomCropFlip.tries,)
     for name, own in numbers.items():
