@@ -25,8 +25,8 @@ TORCH_INSTALLED := $(call stamp,torch,$(PYTHON) $(TORCH))
 INSTALLED := $(call stamp,installed,$(CGC_CPP) $(CGC_CUDA) $(CGC_CUDA_ARCH) $(CUDA_HOME) $(CXX) $(CXXFLAGS) $(LDFLAGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train results photographs test test-full bench lint docs links gpu codegen fuzz mutants dist \
-	wheel-check clean
+.PHONY: help install train results photographs test test-full bench lint docs links gpu codegen fuzz sanitize-cpu mutants \
+	dist wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -69,6 +69,9 @@ test-full: install ## all tests
 
 fuzz: install ## random calls of every backend, valid and invalid, for FUZZ_SECONDS (60); goes on where it stopped
 	$(BIN)/python -m tests.tools.fuzz --seconds $(or $(FUZZ_SECONDS),60)
+
+sanitize-cpu: install ## the CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (minutes)
+	$(BIN)/python -m tests.cpu.sanitize
 
 mutants: install ## wrong kernels, which the tests must notice (an hour or two; goes on when stopped)
 	$(BIN)/python -m tests.tools.mutants triton --jobs $(JOBS)

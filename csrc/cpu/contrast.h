@@ -250,8 +250,8 @@ class ContrastGradient {
         }
       }
       for (index_t i = first; i < last; ++i) {
-        std::memcpy(static_cast<T*>(to) + (i - call_.first) * call_.length, grads + (i - first) * b.stride(),
-                    sizeof(T) * call_.length);
+        T* out = static_cast<T*>(to) + (i - call_.first) * call_.length;  // null where rows are empty
+        for (index_t k = 0; k < call_.length; ++k) out[k] = grads[(i - first) * b.stride() + k];
       }
     });
   }

@@ -16,6 +16,7 @@ MACHINERY = {
         *("tests/triton/interpreted/kernels.py", "tests/triton/interpreted/test_interpreter.py"),
     ),
     "random calls": ("tests/tools/fuzz/*", "tests/tools/test_fuzz.py"),
+    "sanitizers": ("tests/cpu/*",),
     "machine code": (
         *("bench/*codegen*.py", "bench/sass.py", "bench/occupancy.py", "tests/*/test_*codegen*.py"),
         "tests/cuda/test_sass.py",
