@@ -58,7 +58,7 @@ def _explain(
         view, target = _no_inference_tensor(view), _no_inference_tensor(target)
         with compiled_parts.compiled(cam.model, cam.target_layer, cam._capture.kept, backend):
             logits, features = cam._run(view, differentiate=True)
-        target = choose_target(target, logits[:batch]).repeat(repeats)
+        target = choose_target(target, logits[:batch], repeats)
         score, unsure = _score(logits, target), cam.reshape is not None and not cam._map_is_read
         gradients = _gradients(score, features, attach, cam.target_layer, retain=unsure)
         if unsure:
@@ -79,7 +79,9 @@ def _no_inference_tensor(tensor: Tensor | None) -> Tensor | None:
 
 
 def _score(logits: Tensor, target: Tensor) -> Tensor:
-    """sum_b logits[b, target[b]]"""
+    """sum_b logits[b, target[b]], or sum_bk target[b, k] logits[b, k]"""
+    if target.is_floating_point():
+        return (logits[: len(target)] * target).sum()
     return logits[: len(target)].gather(1, target[:, None]).sum()
 
 

@@ -18,7 +18,7 @@ def explain(
     """Logits and CAM of one view, and the target used; of the first ``repeats * batch`` samples, where several views of
     ``batch`` samples come as one."""
     logits, features = cam._run(view, differentiate=False)
-    target = choose_target(target, logits[:batch]).repeat(repeats)
+    target = choose_target(target, logits[:batch], repeats)
     head, reshape = cam._head, cam.reshape
     weight = cam.model.get_submodule(head.linear).weight
     if hasattr(weight, "full_tensor"):
@@ -28,7 +28,8 @@ def explain(
         )
     if reshape is None:
         check_features(features, view, cam.target_layer)
-    gradients = _row_gradients(weight[target], features, head.pooled, reshape)
+    rows = target @ weight.flatten(1).to(target.dtype) if target.is_floating_point() else weight[target]
+    gradients = _row_gradients(rows, features, head.pooled, reshape)
     if reshape is not None:
         features = reshape(features)
         check_map(features, view, cam.target_layer, reshape, proven=True)

@@ -25,12 +25,20 @@ def check_logits(logits: Tensor, view: Tensor) -> None:
         raise ValueError(f"the model must return logits [{view.shape[0]}, K], got {list(logits.shape)}")
 
 
-def choose_target(target: Tensor | None, logits: Tensor) -> Tensor:
-    """``target`` [B] checked against the logits [B, K], or their argmax; raises RuntimeError or ValueError."""
-    if target is None:
-        return logits.detach().argmax(1)
+def choose_target(target: Tensor | None, logits: Tensor, repeats: int = 1) -> Tensor:
+    """``target``, classes [B] or weights [B, K], checked against the logits [B, K], or their argmax; ``repeats`` times
+    one after the other. Raises RuntimeError or ValueError."""
+    target = logits.detach().argmax(1) if target is None else _checked(target, logits)
+    return torch.cat([target] * repeats)
+
+
+def _checked(target: Tensor, logits: Tensor) -> Tensor:
     if target.device != logits.device:
         raise RuntimeError(misplaced("target", target, logits.device, "the logits"))
+    if target.is_floating_point():
+        if target.shape != logits.shape:
+            raise ValueError(f"target must be a weight for each logit, {list(logits.shape)}, got {list(target.shape)}")
+        return target.to(logits.dtype)
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = (target < 0) | (target >= logits.shape[1])
         if bad.any():

@@ -144,10 +144,11 @@ class GradCAM(WrappedModel):
         """Logits and Grad-CAM of every view, then the logits of every extra view.
 
         ``views``: one or more [B, ...], the same B. ``target``: [B] int64, the class to explain; by default the argmax
-        of the first view's logits. ``extra``: views of any batch size of which only the logits are wanted; they cost no
-        Grad-CAM and come back with ``cam=None``. ``batched``: call the model once, on all views and extra views as one
-        batch (of one trailing shape); faster on a GPU that the views do not fill, but in train mode the statistics of
-        BatchNorm are then those of all views together.
+        of the first view's logits; or floating-point [B, K], to explain that weighted sum of the logits: one class less
+        another, or less the mean of all. ``extra``: views of any batch size of which only the logits are wanted; they
+        cost no Grad-CAM and come back with ``cam=None``. ``batched``: call the model once, on all views and extra views
+        as one batch (of one trailing shape); faster on a GPU that the views do not fill, but in train mode the
+        statistics of BatchNorm are then those of all views together.
         Returns a tuple of one :class:`GradCAMOutput` a view, also for one view: ``(out,) = cam(x)``.
         Raises TypeError or ValueError for wrong arguments; ValueError when the layer's output is not [B, C, H, W] or,
         by the shape of the views, looks like [B, H, W, C]; RuntimeError when the target layer is not called exactly

@@ -31,11 +31,13 @@ def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[
 
 def _check_target(target: Tensor, batch: int) -> None:
     if not is_dense(target):
-        raise TypeError(f"target must be a tensor [B] of int64, got {described(target)}")
-    if target.dtype != torch.int64:
-        raise TypeError(f"target must be int64, got {target.dtype}")
-    if target.shape != (batch,):
-        raise ValueError(f"target must have shape [{batch}], got {list(target.shape)}")
+        raise TypeError(f"target must be a tensor [B] of int64, or [B, K] of weights, got {described(target)}")
+    weights = target.is_floating_point()
+    if target.dtype != torch.int64 and not weights:
+        raise TypeError(f"target must be int64, or floating-point weights of the logits, got {target.dtype}")
+    if target.ndim != 1 + weights or len(target) != batch:
+        wanted = f"[{batch}, K]" if weights else f"[{batch}]"
+        raise ValueError(f"target must have shape {wanted}, got {list(target.shape)}")
 
 
 def image_size(view: Tensor) -> tuple[int, int] | None:

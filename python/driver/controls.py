@@ -55,6 +55,10 @@ def _channel_norm(part: Explained) -> dict[str, Tensor]:
     return _fine(part, maps="norms")
 
 
+def _centred(part: Explained) -> dict[str, Tensor]:
+    return _fine(part, maps="centred_heatmaps")
+
+
 def _mean_of_views(part: Explained) -> dict[str, Tensor] | None:
     if not part.more_views:
         return None
@@ -73,6 +77,7 @@ CONTROLS = {
         "blurred and as sharp", tuple(_blurred(sigma) for sigma in BLURS), (*CONTENT, *PEAK, "consistency")
     ),
     "channel_norm": Control("channel norm, as sharp", (_channel_norm,), (*CONTENT, *PEAK)),
+    "centred": Control("mean of all classes taken out, as sharp", (_centred,), (*CONTENT, *PEAK)),
     "five_views": Control("mean over five views, as sharp", (_mean_of_views,), (*CONTENT, *PEAK)),
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from cgc_kernels import GradCAM, gradcam
 from cgc_kernels.metrics import channel_norm, upsample
@@ -114,6 +115,11 @@ def as_explainer(cam: GradCAM | Explainer) -> Explainer:
     return explainer
 
 
+def _centred(labels: Tensor, logits: Tensor) -> Tensor:
+    """Weights [N, K] of the logits: the label's less the mean of all, which no probability depends on."""
+    return one_hot(labels, logits.shape[1]).to(logits.dtype) - 1 / logits.shape[1]
+
+
 def _answers(explainer: Explainer, batch: EvaluationBatch) -> dict[str, Tensor]:
     """A batch's columns of :class:`Explained`, on the CPU."""
     views = (batch.original, batch.augmented, *batch.more.unbind(1))
@@ -131,6 +137,7 @@ def _answers(explainer: Explainer, batch: EvaluationBatch) -> dict[str, Tensor]:
         "runner_up_heatmaps": explainer(views[:1], runner_up)[1][0] if logits.shape[1] > 1 else none,
         "distractor_heatmaps": distractors,
         "norms": norms[0] if norms else none,
+        "centred_heatmaps": explainer(views[:1], _centred(batch.labels, logits))[1][0] if norms else none,
         "labels": batch.labels,
         "crops": batch.crops.rows(),
         "more_heatmaps": torch.stack(more, 1) if more else none[:, None][:, :0],

@@ -23,6 +23,8 @@ class Explained(NamedTuple):
         runner_up_heatmaps: of the original views, for the class with the largest logit but the label.
         distractor_heatmaps: of the original views, for the distractor's class; zero where there is none.
         norms: of the original views, for no class: the channel norms of the features; zero where they are not known.
+        centred_heatmaps: of the original views, for the labelled class's logit less the mean of all: as a classifier
+            of the same predictions would have it; zero where they are not known.
         labels: int64 [N].
         crops: int64 [N, 5], the augmented views: top, left, height, width, flip.
         more_heatmaps: [N, V, H, W] of V further augmented views, for the labelled class.
@@ -46,6 +48,7 @@ class Explained(NamedTuple):
     runner_up_heatmaps: Tensor
     distractor_heatmaps: Tensor
     norms: Tensor
+    centred_heatmaps: Tensor
     labels: Tensor
     crops: Tensor
     more_heatmaps: Tensor

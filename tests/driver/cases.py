@@ -154,7 +154,7 @@ def answers(heatmaps: torch.Tensor, **known) -> Explained:
     fields = {
         **dict.fromkeys(("predicted", "ranks", "labels", "box_counts"), zeros),
         **dict.fromkeys(("heatmaps", "aug_heatmaps"), heatmaps),
-        **dict.fromkeys(("runner_up_heatmaps", "distractor_heatmaps", "norms"), none),
+        **dict.fromkeys(("runner_up_heatmaps", "distractor_heatmaps", "norms", "centred_heatmaps"), none),
         **dict.fromkeys(("masks", "distractor_masks"), no_masks),
         **dict.fromkeys(("insertion", "deletion"), nothing),
         "crops": torch.tensor([[0, 0, size, size, 0]] * count),

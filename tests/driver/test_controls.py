@@ -62,6 +62,15 @@ def test_channel_norms_are_controls_without_a_class():
     assert not [name for name in unknown if name.startswith("channel_norm")]
 
 
+def test_heatmaps_with_the_mean_of_all_classes_taken_out_are_a_control():
+    maps, centred = random_maps(), random_maps(seed=3)
+    explained = known(centred**4)
+    method, control = scores(explained), controls.of_baseline(known(maps, centred_heatmaps=centred), explained)
+    for name in ("content_heatmap", "content_mask", "pointing_game", "peak_in_mask"):
+        assert control[f"centred_{name}"] == pytest.approx(method[name], abs=1e-3)
+    assert not [name for name in controls.of_baseline(known(maps), explained) if name.startswith("centred")]
+
+
 def test_five_views_of_one_heatmap_average_to_it():
     maps = random_maps(4)
     whole = torch.tensor([[[0, 0, SIZE, SIZE, 0]] * 3] * 4)

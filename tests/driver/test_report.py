@@ -211,6 +211,7 @@ def test_table_shows_every_measure_with_its_controls():
         runner_up_heatmaps=wide,
         distractor_heatmaps=wide,
         norms=sharp,
+        centred_heatmaps=sharp,
         more_heatmaps=wide[:, None].repeat(1, 3, 1, 1),
         more_crops=torch.tensor([0, 0, 8, 8, 0]).expand(2, 3, 5),
     )

@@ -73,8 +73,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("target", "error", "message"),
         [
-            ([0, 1, 2], TypeError, r"target must be a tensor \[B\] of int64, got list"),
-            (torch.tensor([0, 1, 2], dtype=torch.int32), TypeError, "target must be int64, got torch.int32"),
+            ([0, 1, 2], TypeError, r"target must be a tensor \[B\] of int64, or \[B, K\] of weights, got list"),
+            (torch.tensor([0, 1, 2], dtype=torch.int32), TypeError, "target must be int64, .*, got torch.int32"),
+            (torch.ones(3), ValueError, r"target must have shape \[3, K\], got \[3\]"),
+            (torch.ones(3, 4), ValueError, r"target must be a weight for each logit, \[3, 5\], got \[3, 4\]"),
             (torch.tensor([0, 1]), ValueError, r"target must have shape \[3\], got \[2\]"),
             (torch.tensor([[0], [1], [2]]), ValueError, r"target must have shape \[3\], got \[3, 1\]"),
             (torch.tensor([0, 5, 2]), ValueError, r"target must be in \[0, 5\), got 5 at index 1"),

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +28,34 @@ from tests.grad_cam.cases import (
 from tests.support.models import ResNet18, TinyNet, TinyViT
 
 pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+class TestWeightsOfTheLogits:
+    """A target [B, K] explains a weighted sum of the logits."""
+
+    @pytest.mark.parametrize("batched", [False, True])
+    def test_a_class_less_the_mean_of_all(self, batched):
+        inputs, labels = views(), torch.tensor([0, 3, 1])
+        weights = F.one_hot(labels, 5).double() - 1 / 5
+        for cam in both_paths():
+            of_class = [maps_of(cam, inputs, torch.full((3,), k), batched) for k in range(5)]
+            expected = torch.stack([of_class[k][:, i] for i, k in enumerate(labels)], 1)
+            expected = expected - torch.stack(of_class).mean(0)
+            assert_close(maps_of(cam, inputs, weights, batched), expected)
+
+    def test_one_hot_weights_are_the_class(self):
+        inputs, labels = views(), torch.tensor([0, 3, 1])
+        for cam in both_paths():
+            assert_close(maps_of(cam, inputs, F.one_hot(labels, 5).float()), maps_of(cam, inputs, labels))
+
+
+def maps_of(cam, inputs, target, batched=False):
+    """Signed maps of all views, [V, B, H, W]."""
+    outputs = cam(*inputs, target=target, batched=batched)
+    pooled = [out.cam.gradients.reshape(*out.cam.features.shape[:2], -1).mean(2) for out in outputs]
+    return torch.stack(
+        [(w[:, :, None, None] * out.cam.features).sum(1) for w, out in zip(pooled, outputs, strict=True)]
+    )
 
 
 class TestClosedForm:
