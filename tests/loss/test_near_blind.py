@@ -120,3 +120,13 @@ def test_float64_equals_the_reference(backend):
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_float32_equals_the_reference(backend):
     check_slivers(backend, torch.float32, 100)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_a_shift_by_the_whole_view_sees_nothing(backend):
+    """Not 1e-16 of a pixel, of which the cosine would be anything."""
+    size = (3, 21)
+    maps = torch.rand(2, len(EDGES), 1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    transform = torch.stack([sliver(size, 0.0, edge) for edge in EDGES])
+    loss, _ = loss_and_grads(maps, transform, backend, image_size=size, objective="mse")
+    assert_close(loss, torch.tensor(1 / math.prod(size), dtype=torch.float64), 1e-12)

@@ -1,7 +1,6 @@
 """Stage resample: heatmaps, transform -> unit rows and positives, on the fine grid."""
 
 import torch
-import torch.nn.functional as F
 
 from ...transforms import CropFlip
 from .damping import damp_near_blind, damp_near_dead
@@ -116,9 +115,21 @@ def _warp(maps: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         indexing="ij",
     )
     x, y, z = torch.einsum("bij,jhw->ibhw", inverse, torch.stack([x, y, torch.ones_like(x)]))
-    grid = torch.stack([(2 * x / z + 1) / columns - 1, (2 * y / z + 1) / rows - 1], dim=-1)
-    outside = (z <= 0) | ~grid.isfinite().all(dim=-1)
-    grid = torch.where(outside[..., None], -10.0, grid).clamp(-10, 10)
-    fine = maps[:, None].to(grid.dtype)  # not the grid to float32, in which a sliver of a pixel is lost
-    seen = F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return seen[:, 0].to(maps.dtype)
+    x, y = x / z, y / z
+    seen = (z > 0) & x.isfinite() & y.isfinite()
+    x, y = (torch.where(seen, p, -2).clamp(-2, size + 1) for p, size in ((x, columns), (y, rows)))
+    left, top = x.floor(), y.floor()
+    # Not grid_sample, whose positions between -1 and 1 are rounded: it sees 1e-16 of a pixel just outside the map.
+    return sum(
+        _tap(maps, top + down, left + right) * ((1 - (y - top - down).abs()) * (1 - (x - left - right).abs()))
+        for down in (0, 1)
+        for right in (0, 1)
+    ).to(maps.dtype)
+
+
+def _tap(maps, row, column):
+    """One pixel [B, S_h, S_w] of each map for each pixel, zero outside."""
+    rows, columns = maps.shape[1:]
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    place = row.clamp(0, rows - 1).long() * columns + column.clamp(0, columns - 1).long()
+    return torch.where(inside, maps.flatten(1).gather(1, place.flatten(1)).view_as(maps), 0)

@@ -202,7 +202,7 @@ def compare_loss(call, result, grads, exact, exact_grads, wide):
     floors, conditions = magnitudes(call, weight)
     tol = 1e-12 + 1e-13 / tau if wide else 1e-5 + 2e-6 / tau
     condition = conditions.max().item()
-    # A view of nothing but rounding, 1e-16 of a pixel, may have any cosine: the loss is then known to within its weight.
+    # A view of nothing but rounding, 1e-16 of a pixel, may have any cosine: the loss is known to within its weight.
     doubt = condition * ((2 * floor if settings["objective"] == "mse" else 1 / tau) + settings["consistency"])
     floor = max(floor * (1 + settings["consistency"]), doubt / tol)
     assert_close(result, exact, tol, floor=floor, what="loss", oracle=True)
