@@ -43,6 +43,7 @@ docs/design
 docs/performance
 docs/gpu
 docs/codegen
+docs/reliability
 docs/mutants
 tests/tools/mutants/survivors
 tests/cuda/simt/README
