@@ -30,7 +30,7 @@ COLOURS = {
 }
 MORE_COLOURS = ("#0891b2", "#65a30d", "#dc2626", "#9333ea")
 BOX, MUTED, INK = "#22d3ee", "#6b7280", "#111827"
-MARKERS = ("o", "s", "^", "D")  # of the controls
+MARKERS = ("o", "s", "^", "D", "v")  # of the controls
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

@@ -16,8 +16,8 @@ from tests.driver import data_sets
 
 # Widths of a real network, images of a toy.
 SMALL = (
-    "--model resnet18 --no-pretrained --image-size 64 --epochs 1 --warmup 0 --batch-size 4 --workers 0 --device cpu "
-    "--no-progress"
+    *("--model", "resnet18", "--no-pretrained", "--freeze-until", "", "--image-size", "64", "--epochs", "1"),
+    *("--warmup", "0", "--batch-size", "4", "--workers", "0", "--device", "cpu", "--no-progress"),
 )
 WITH_BOXES = ("imagenet", "cub", "aircraft", "cars", "folder", "cutouts", "demo")
 
@@ -28,7 +28,7 @@ def run(main, *words) -> int:
 
 def trained(name, root, output, *more):
     """The summary of a run of one epoch."""
-    assert run(train.main, *data_sets.flags(name, root), "--output", output, *SMALL.split(), *more) == 0
+    assert run(train.main, *data_sets.flags(name, root), "--output", output, *SMALL, *more) == 0
     for file in ("summary.json", "report.html", "gallery.png", "curves.png", "last.pt", "metrics.csv"):
         assert (output / file).is_file(), file
     return json.loads((output / "summary.json").read_text())
@@ -44,7 +44,8 @@ def test_train_evaluate_report(name, tmp_path, capsys):
     assert run(evaluate.main, output, "--output", again, "--device", "cpu") == 0
     (repeated,) = json.loads((again / "summary.json").read_text()).values()
     for measure in ("accuracy", "top5", "content_heatmap", "consistency", "pointing_game"):
-        assert repeated[measure] == pytest.approx(summary[measure], abs=1e-4) if summary[measure] is not None else True
+        if summary[measure] is not None:  # float32 maps, whose views come in batches of another size
+            assert repeated[measure] == pytest.approx(summary[measure], rel=1e-5, abs=1e-4)
     assert "accuracy" in capsys.readouterr().out
 
 

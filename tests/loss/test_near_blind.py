@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgc_kernels import heatmap_loss
-from cgc_kernels.backends.reference.resample import apply, fine_maps
+from cgc_kernels.backends.reference.resample import fine_maps, transform_maps
 from cgc_kernels.options import NEAR_DEAD_SUM, OBJECTIVES
 from tests.support.cases import BACKENDS, EVERY_BACKEND, examples, generators, with_inverse
 from tests.support.compare import assert_close
@@ -60,7 +60,7 @@ def floors(maps, transform, given_):
     size, eps = given_["image_size"], given_["eps"]
     weight = 2 / math.prod(size) if given_["objective"] == "mse" else 2
     inverse, ones = with_inverse(transform), torch.ones(len(transform), *size, dtype=torch.float64)
-    for m, view in zip(maps, (lambda fine: apply(fine, inverse), lambda fine: fine), strict=True):
+    for m, view in zip(maps, (lambda fine: transform_maps(fine, inverse), lambda fine: fine), strict=True):
         norm = view(fine_maps(m, size, eps)).flatten(1).norm(dim=1)
         sums = F.interpolate(m[:, None], size=size, mode="bilinear").sum(dim=(1, 2, 3))
         seen = view(ones).flatten(1).norm(dim=1)

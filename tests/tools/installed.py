@@ -18,7 +18,8 @@ PARTS = ("tests", "docs", "python", "README.md", "CHANGELOG.md", "pyproject.toml
 SUITES = ("tests/loss", "tests/operators", "tests/grad_cam")
 # What needs torchvision, timm or matplotlib.
 OTHERS = (
-    *("tests/loss/test_recording.py", "tests/loss/test_transforms.py", "tests/grad_cam/test_families.py"),
+    *("tests/loss/test_recording.py", "tests/loss/test_crop_flip.py", "tests/loss/test_random_crop_flip.py"),
+    "tests/grad_cam/test_families.py",
     *("tests/grad_cam/test_pictures.py", "tests/grad_cam/test_recipes.py"),
 )
 VERSIONS = """

@@ -20,6 +20,7 @@ from cgc_kernels import (
     homography,
     info,
     log_heatmaps,
+    metrics,
     overlay,
     record,
     tokens_to_map,
@@ -72,3 +73,10 @@ def pictures(writer: Any, cam: GradCAM, images: Tensor) -> None:
     log_heatmaps(writer, cam, images, 7)
     assert_type(cgc_kernels.__version__, str)
     assert_type(info(), dict[str, Any])
+
+
+def measures(heatmaps: Tensor, boxes: Tensor) -> None:
+    """What is measured of heatmaps."""
+    fine = metrics.upsample(heatmaps, 224)
+    assert_type(metrics.content_heatmap(fine, metrics.box_masks(boxes, 224)), Tensor)
+    assert_type(metrics.sharpen(fine, metrics.matching_power(fine, 40.0)), Tensor)

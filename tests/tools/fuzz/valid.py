@@ -9,7 +9,7 @@ import torch
 
 from cgc_kernels import CropFlip, backends, cgc_loss, gradcam, heatmap_loss
 from cgc_kernels.backends.backend import LARGEST_SIDE
-from cgc_kernels.backends.reference.resample import apply, fine_maps
+from cgc_kernels.backends.reference.resample import fine_maps, transform_maps
 from cgc_kernels.options import NEAR_DEAD_SUM, OBJECTIVES
 from tests.support.cases import CROPS, KINDS, LAYOUTS, WARPS, WEIGHTINGS, crop_flip, lay_out, views, warp, with_inverse
 from tests.support.compare import assert_close, assert_same_bits
@@ -224,6 +224,7 @@ def compare_grads(grads, exact_grads, floors, tols):
         bound = (tols * largest)[:, None] + kind.smallest_normal * kind.eps
         bound = bound + (kind.eps * exact.abs() if kind.bits == 16 else 0)
         error = (grad - exact).abs()
+        bound = bound.expand_as(error)
         sample, place = divmod(int((error - bound).argmax()), grad.shape[1])
         assert bool((error <= bound).all()), (
             f"gradient {name}, sample {sample}: got {grad[sample, place]!r}, expected {exact[sample, place]!r}, "
@@ -250,7 +251,7 @@ def magnitudes(call, weight):
     floors, conditions = [], torch.zeros(batch, dtype=torch.float64)
     for i, heatmaps in enumerate(maps):
         fine = fine_maps(heatmaps, size, eps)
-        seen = (apply(fine, transform) if i == 0 else fine).flatten(1)
+        seen = (transform_maps(fine, transform) if i == 0 else fine).flatten(1)
         norm = seen.norm(dim=1)
         sums = (fine_sums(heatmaps, size)).clamp_min(NEAR_DEAD_SUM)
         scale = torch.where(norm == 0, 0, 0.01 * weight / (norm.clamp_min(eps) * sums))
