@@ -40,11 +40,6 @@ LEAN += [
         "return call.inverses == nullptr ? with_states(std::false_type{}) : with_states(std::true_type{});",
         "return with_states(std::false_type{});",
     ),
-    (
-        CONTRAST,
-        "return call.float64 ? with_slices(double{}) : with_slices(float{});",
-        "return with_slices(float{});",
-    ),
 ]
 
 # name -> file, text that occurs once, what takes its place
@@ -52,8 +47,8 @@ FAULTS = {
     "barrier removed": (FLAT, "    __syncthreads();\n    fold_positions", "    fold_positions"),
     "barrier before a slot's next use removed": (
         CONTRAST,
-        "    if (first == 0) __syncthreads();\n",
-        "",
+        "    if (!ahead) load();\n    __syncthreads();\n",
+        "    if (!ahead) load();\n",
     ),
     "wait removed": (RESAMPLE_FORWARD, "  simt::wait_for_predecessor();\n", ""),
     "wait at the end of a kernel that streams beside its predecessor removed": (

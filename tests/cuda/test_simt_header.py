@@ -31,7 +31,7 @@ def test_instructions(tmp_path, architecture):
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
         "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64",
         "ld.global.nc.L1::no_allocate.v4.u32",
-        "st.global.cs.v4.u32",
+        "st.global.v4.u32",
     ):
         assert instruction in ptx
     dependent = architecture >= 90
