@@ -154,10 +154,10 @@ def prepared(output: Path, stamps: Path | None) -> Experiment:
     check_sum("photographs", photographs)
     check_sum("weights", weights)
     lay_out(output / "objects", ((Path(name, group, path.name), path) for name, group, path in objects))
-    lay_out(output / "photographs", ((Path(path.name), path) for path in photographs))
+    lay_out(output / "backgrounds", ((Path(path.name), path) for path in photographs))
     paths = [str(packages.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the runs, which import the weights
-    places = {"--data-root": "objects", "--photographs": "photographs", "--features": "features"}
+    places = {"--data-root": "objects", "--photographs": "backgrounds", "--features": "features"}
     where = [word for flag, name in places.items() for word in (flag, str(output / name))]
     return Experiment("Objects on photographs", ("--data", "cutouts", *where), ARMS)
 

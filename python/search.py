@@ -693,7 +693,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-root", default="build/photographs/objects", metavar="DIR", help="class folders of cut-outs"
     )
     parser.add_argument(
-        "--photographs", default="build/photographs/photographs", metavar="DIR", help="pictures behind them"
+        "--photographs", default="build/photographs/backgrounds", metavar="DIR", help="pictures behind them"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("build/search"), metavar="DIR", help="features, weights, runs"

