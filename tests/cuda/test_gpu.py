@@ -253,12 +253,11 @@ def test_more_than_two_to_the_31_elements(backend, memory_format):
     assert not grad[:, 0].any()
 
 
-def test_maps_that_the_cuda_kernels_do_not_take_are_refused_by_name():
-    if not info()["backends"]["cuda"]["available"]:
-        pytest.skip(info()["backends"]["cuda"]["reason"])
+@pytest.mark.parametrize("backend", [served("cuda")])
+def test_maps_that_the_cuda_kernels_do_not_take_are_refused_by_name(backend):
     x = torch.rand(2, 3, 33, 8, device="cuda")
     with pytest.raises(RuntimeError, match="use backend='torch'"):
-        gradcam(x, x, backend="cuda")
+        gradcam(x, x, backend=backend)
     with pytest.raises(RuntimeError, match="use backend='torch'"):
         torch.ops.cgc_kernels.cam(x, x, True)
     assert gradcam(x, x).isfinite().all()

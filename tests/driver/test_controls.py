@@ -51,24 +51,15 @@ def test_a_blurred_power_of_the_baseline_gains_nothing_over_its_control(sigma):
         assert control[f"blurred_{name}"] >= method[name] - 1e-2, name
 
 
-def test_channel_norms_are_controls_without_a_class():
-    """Norms that are the method's heatmaps under another power."""
-    maps, norms = random_maps(), random_maps(seed=3)
-    explained = known(norms**4)
-    method, control = scores(explained), controls.of_baseline(known(maps, norms=norms), explained)
+@pytest.mark.parametrize(("control", "column"), [("channel_norm", "norms"), ("centred", "centred_heatmaps")])
+def test_other_maps_of_the_baseline_are_controls(control, column):
+    """Maps whose fourth power the method's heatmaps are: the norms without a class, the class less the mean of all."""
+    maps, others = random_maps(), random_maps(seed=3)
+    explained = known(others**4)
+    method, found = scores(explained), controls.of_baseline(known(maps, **{column: others}), explained)
     for name in ("content_heatmap", "content_mask", "pointing_game", "peak_in_mask"):
-        assert control[f"channel_norm_{name}"] == pytest.approx(method[name], abs=1e-3)
-    unknown = controls.of_baseline(known(maps), explained)
-    assert not [name for name in unknown if name.startswith("channel_norm")]
-
-
-def test_heatmaps_with_the_mean_of_all_classes_taken_out_are_a_control():
-    maps, centred = random_maps(), random_maps(seed=3)
-    explained = known(centred**4)
-    method, control = scores(explained), controls.of_baseline(known(maps, centred_heatmaps=centred), explained)
-    for name in ("content_heatmap", "content_mask", "pointing_game", "peak_in_mask"):
-        assert control[f"centred_{name}"] == pytest.approx(method[name], abs=1e-3)
-    assert not [name for name in controls.of_baseline(known(maps), explained) if name.startswith("centred")]
+        assert found[f"{control}_{name}"] == pytest.approx(method[name], abs=1e-3)
+    assert not [name for name in controls.of_baseline(known(maps), explained) if name.startswith(control)]
 
 
 def test_five_views_of_one_heatmap_average_to_it():

@@ -170,21 +170,6 @@ def test_folder_with_boxes(tmp_path):
     assert [r.path for r in folder.load(root, "test").records] == [r.path for r in val.records]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("val/cat/0.png,1,2,3", "line 2: 5 cells are expected as in the header, got 4"),
-        ("val/cat/0.png,1,2,x,4", "line 2: left, top, right and bottom must be numbers"),
-        ("val/cat/0.png,5,2,5,4", "line 2: left < right and top < bottom must hold"),
-    ],
-)
-def test_wrong_boxes_are_named(tmp_path, line, message):
-    path = tmp_path / "boxes.csv"
-    path.write_text(f"path,left,top,right,bottom\n{line}\n")
-    with pytest.raises(DataError, match=message):
-        folder.read_boxes(path, tmp_path)
-
-
 def test_boxes_need_their_header(tmp_path):
     (tmp_path / "boxes.csv").write_text("image,x\na,1\n")
     with pytest.raises(DataError, match="must have the header path,left,top,right,bottom"):

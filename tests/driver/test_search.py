@@ -154,7 +154,10 @@ def test_of_few_objects_takes_all_images_of_some():
 def test_it_trains_measures_and_goes_on(monkeypatch, tmp_path, capsys):
     root = data_sets.make_cutouts(tmp_path / "data")
     create = models.create
-    untrained = lambda wanted, classes: create(SimpleNamespace(**{**vars(wanted), "pretrained": False}), classes)  # noqa: E731
+
+    def untrained(wanted, classes):
+        return create(SimpleNamespace(**{**vars(wanted), "pretrained": False}), classes)
+
     monkeypatch.setattr(models, "create", untrained)
     monkeypatch.setattr(search, "SIZE", 64)
     monkeypatch.setattr(search, "FINE", 16)

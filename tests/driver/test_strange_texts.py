@@ -203,6 +203,9 @@ def test_annotations_of_other_images_are_an_error(tmp_path, annotations):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("val/cat/0.png,1,2,3", "line 2: 5 cells are expected as in the header, got 4"),
+        ("val/cat/0.png,1,2,x,4", "line 2: left, top, right and bottom must be numbers"),
+        ("val/cat/0.png,5,2,5,4", "line 2: left < right and top < bottom must hold"),
         ("val/cat/0.png,1,2,nan,4", "line 2: left, top, right and bottom must be numbers, got 1, 2, nan, 4"),
         ("val/cat/0.png,1,2,inf,4", "line 2: left, top, right and bottom must be numbers"),
         ("val/cat/0.png,9,2,3,4", "line 2: left < right and top < bottom must hold, got 9.0, 2.0, 3.0, 4.0"),
