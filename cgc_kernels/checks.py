@@ -14,10 +14,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .grad_cam import CAM, GradCAMOutput
-from .options import CONSISTENCY, LARGEST_IMAGE, OBJECTIVES, WEIGHTINGS, Options
+from .options import CONSISTENCY, OBJECTIVES, WEIGHTINGS, Options
 from .tensors import described, is_dense, misplaced
 from .transforms import CropFlip, check_structure
-from .transforms.checks import check_boxes, is_integer
+from .transforms.checks import check_boxes, height_width
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HEATMAP_DTYPES = (torch.float32, torch.float64)
@@ -39,12 +39,12 @@ def options(image_size, temperature, weighting="gradcam", objective="released", 
 
 def _options(image_size, temperature, weighting, objective, consistency, eps) -> Options:
     checked = Options(
-        None if image_size is None else _image_size(image_size),
-        _scalar("temperature", temperature),
+        None if image_size is None else height_width(image_size),
+        scalar("temperature", temperature),
         choice("weighting", weighting, WEIGHTINGS),
         choice("objective", objective, (*OBJECTIVES, CONSISTENCY)),
-        _scalar("consistency", consistency, inclusive=True),
-        _scalar("eps", eps),
+        scalar("consistency", consistency, inclusive=True),
+        scalar("eps", eps),
     )
     if objective == CONSISTENCY and consistency:
         raise ValueError(f"consistency must be 0 with the objective of that name, got {consistency!r}; weigh the loss")
@@ -64,7 +64,7 @@ def sized(options: Options, cam=None, aug_cam=None) -> Options:
         return options
     if seen == given:
         return options
-    seen = _image_size(seen)
+    seen = height_width(seen)
     if given not in (seen, None):
         raise ValueError(
             f"image_size must be the size of the views that GradCAM saw, {seen}, or be left out, got {given}"
@@ -267,7 +267,8 @@ def _same_device(tensor: torch.Tensor, device: torch.device, name: str, prefix: 
         raise RuntimeError(misplaced(prefix + name, tensor, device, "the first view"))
 
 
-def _scalar(name: str, value, inclusive: bool = False) -> float:
+def scalar(name: str, value, inclusive: bool = False) -> float:
+    """Validate a finite number > 0, or >= 0 where inclusive."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {described(value)}")
     try:
@@ -277,15 +278,3 @@ def _scalar(name: str, value, inclusive: bool = False) -> float:
     if not 0 < number < math.inf and not (inclusive and number == 0):  # so of NaN
         raise ValueError(f"{name} must be finite and {'>=' if inclusive else '>'} 0, got {value!r}")
     return number
-
-
-def _image_size(value) -> tuple[int, int]:
-    size = (value, value) if is_integer(value) else value
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or not (is_integer(size[0]) and is_integer(size[1])):
-        raise TypeError(f"image_size must be an int or (height, width), got {described(value)}")
-    height, width = int(size[0]), int(size[1])
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be at least 1 pixel each way, got {value!r}")
-    if height > LARGEST_IMAGE or width > LARGEST_IMAGE:
-        raise ValueError(f"image_size must be at most {LARGEST_IMAGE} pixels each way, got {value!r}")
-    return height, width

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from .. import checks
 from ..options import widest_dtype
+from ..tensors import described, is_dense
 
 
 def check(heatmaps: Tensor, **masks: Tensor) -> Tensor:
     """The heatmaps, which are such, as are masks of them."""
     checks.heatmaps(heatmaps)
     for name, mask in masks.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"{name} must be a bool tensor, got {got}")
+        if not is_dense(mask) or mask.dtype != torch.bool:
+            raise TypeError(f"{name} must be a bool tensor, got {described(mask)}")
         if mask.shape != heatmaps.shape:
             raise ValueError(
                 f"{name} must have the heatmaps' shape, {list(heatmaps.shape)}, got {list(mask.shape)}; "

@@ -1,7 +1,6 @@
 """Heatmaps made of others: at the size of the view, of no class, over several views."""
 
-from collections.abc import Iterable
-from numbers import Integral
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,9 @@ from torch import Tensor
 
 from .. import checks
 from ..options import accumulation_dtype
+from ..tensors import described, is_dense
 from ..transforms import CropFlip
+from ..transforms.checks import height_width
 from .inputs import check
 
 
@@ -21,8 +22,7 @@ def upsample(heatmaps: Tensor, image_size: int | tuple[int, int]) -> Tensor:
         >>> upsample(torch.rand(2, 7, 7), 224).shape
         torch.Size([2, 224, 224])
     """
-    size = (image_size, image_size) if isinstance(image_size, Integral) else tuple(image_size)
-    return F.interpolate(check(heatmaps)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(check(heatmaps)[:, None], height_width(image_size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def channel_norm(features: Tensor) -> Tensor:
@@ -35,9 +35,8 @@ def channel_norm(features: Tensor) -> Tensor:
         >>> channel_norm(torch.ones(2, 16, 7, 7))[0, 0, 0].item()
         4.0
     """
-    if not isinstance(features, Tensor) or features.dim() != 4 or not features.is_floating_point():
-        got = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"features must be floating point [N, C, H, W], got {got}")
+    if not is_dense(features) or features.dim() != 4 or not features.is_floating_point():
+        raise TypeError(f"features must be floating point [N, C, H, W], got {described(features)}")
     return torch.linalg.vector_norm(features, dim=1, dtype=accumulation_dtype(features))
 
 
@@ -63,8 +62,13 @@ def average_views(
         torch.Size([2, 224, 224])
     """
     total = upsample(heatmaps, image_size)
+    if not isinstance(views, Iterable):
+        raise TypeError(f"views must be pairs (heatmaps, transform), got {described(views)}")
     size, seen = tuple(total.shape[1:]), torch.ones_like(total)
-    for number, (own, transform) in enumerate(views):
+    for number, view in enumerate(views):
+        if not isinstance(view, Sequence) or len(view) != 2:
+            raise TypeError(f"views[{number}] must be (heatmaps, transform), got {described(view)}")
+        own, transform = view
         checks.heatmaps(own, f"views[{number}][0]")
         checks.same_kind(f"views[{number}][0]", own, "heatmaps", heatmaps)
         if isinstance(transform, CropFlip):

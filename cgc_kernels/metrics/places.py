@@ -1,12 +1,12 @@
 """Where the heat is: inside a mask or not, here or there, as in another heatmap or not."""
 
-from numbers import Integral
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
+from ..tensors import described, is_dense
+from ..transforms.checks import height_width
 from .inputs import check, live, where_known, wide
 
 POINTING_TOLERANCE = 15 / 224  # of the side of the view, as is usual: 15 px at 224
@@ -104,18 +104,34 @@ def box_masks(
         >>> box_masks(torch.tensor([[0.0, 0.0, 4.0, 2.0], [1.0, 1.0, 2.0, 2.0]]), 8).sum((1, 2)).tolist()
         [8, 1]
     """
-    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
-        got = list(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise TypeError(f"boxes must be a tensor [T, 4], got {got}")
-    counts = boxes.new_ones(len(boxes), dtype=torch.int64) if counts is None else counts
+    _check_boxes(boxes)
+    checks.scalar("tolerance", tolerance, inclusive=True)
+    counts = boxes.new_ones(len(boxes), dtype=torch.int64) if counts is None else _checked_counts(counts)
     owner = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
     if len(owner) != len(boxes):
         raise ValueError(f"counts must add up to the number of boxes, {len(boxes)}, got {len(owner)}")
-    height, width = (image_size, image_size) if isinstance(image_size, Integral) else image_size
+    height, width = height_width(image_size)
     across, down = (_distances(boxes[:, side], boxes[:, side + 2], (width, height)[side]) for side in (0, 1))
     inside = down[:, :, None] ** 2 + across[:, None, :] ** 2 <= tolerance**2
     masks = torch.zeros(len(counts), height, width, dtype=torch.int32, device=boxes.device)
     return masks.index_add_(0, owner, inside.int()) > 0
+
+
+def _check_boxes(boxes: Tensor) -> None:
+    if not is_dense(boxes) or boxes.dtype == torch.bool or boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise TypeError(f"boxes must be a tensor [T, 4] of numbers, got {described(boxes)}")
+    right = boxes.isfinite().all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1)
+    if not right.all():
+        first = int(right.int().argmin())
+        raise ValueError(f"boxes must be finite, left <= right, top <= bottom, got {boxes[first].tolist()} at {first}")
+
+
+def _checked_counts(counts: Tensor) -> Tensor:
+    if not is_dense(counts) or counts.dtype != torch.int64 or counts.dim() != 1:
+        raise TypeError(f"counts must be a tensor [N] of int64, got {described(counts)}")
+    if (counts < 0).any():
+        raise ValueError(f"counts must be at least 0, got {int(counts.min())}")
+    return counts
 
 
 def _any(masks: Tensor) -> Tensor:

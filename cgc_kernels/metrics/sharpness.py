@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import checks
 from .inputs import check, live, wide
 
 _POWERS = -6 * math.log(2), 6 * math.log(2)  # logarithms of the least and the largest power
@@ -38,8 +39,7 @@ def sharpen(heatmaps: Tensor, power: float) -> Tensor:
         [[[0.25, 1.0]]]
     """
     check(heatmaps)
-    if not 0 < power < math.inf:
-        raise ValueError(f"power must be finite and > 0, got {power!r}")
+    checks.scalar("power", power)
     peaks = heatmaps.amax((1, 2), keepdim=True)
     return torch.where(peaks > 0, heatmaps / peaks, heatmaps) ** power
 
@@ -58,7 +58,7 @@ def matching_power(heatmaps: Tensor, area: float) -> float:
         0.4
     """
     maps = heatmaps[live(heatmaps)]
-    if not 0 < area <= 1:
+    if checks.scalar("area", area) > 1:
         raise ValueError(f"area must be a share of the view, > 0 and <= 1, got {area!r}")
     if not len(maps):
         return math.nan
@@ -81,8 +81,7 @@ def blur(heatmaps: Tensor, sigma: float) -> Tensor:
         True
     """
     check(heatmaps)
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be finite and > 0, got {sigma!r}")
+    checks.scalar("sigma", sigma)
     for side in (1, 2):
         cells = torch.arange(heatmaps.shape[side], device=heatmaps.device, dtype=heatmaps.dtype)
         distance = cells[:, None] - cells

@@ -91,9 +91,10 @@ def check_pixels(tensor: Tensor, name: str) -> None:
 
 
 def height_width(size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, Integral) else size
+    """The sides of a view; raises TypeError or ValueError for what is no size."""
+    pair = (size, size) if is_integer(size) else size
     if not isinstance(pair, Sequence) or len(pair) != 2 or not all(map(is_integer, pair)):
-        raise TypeError(f"{name} must be an int or (height, width), got {size!r}")
+        raise TypeError(f"{name} must be an int or (height, width), got {described(size)}")
     if min(pair) < 1:
         raise ValueError(f"{name} must be at least 1 pixel each way, got {size!r}")
     if max(pair) > LARGEST_IMAGE:

@@ -197,6 +197,7 @@ def test_what_is_not_finite_is_dead_and_spoils_no_other(bad):
 # ---- Errors
 
 HEATMAPS, MASKS = torch.ones(2, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
+BOXES, COUNTS = torch.tensor([[0.0, 1.0, 4.0, 5.0]] * 2), torch.tensor([3, -1])
 
 
 @pytest.mark.parametrize(
@@ -206,25 +207,53 @@ HEATMAPS, MASKS = torch.ones(2, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
         (lambda: metrics.live(-HEATMAPS), ValueError, "heatmaps must be non-negative, got -1"),
         (lambda: metrics.live([1.0]), TypeError, "heatmaps must be a torch.Tensor, got list"),
         (lambda: metrics.live(HEATMAPS.half()), TypeError, "heatmaps must be torch.float32 or .*, got torch.float16"),
-        (lambda: metrics.content_heatmap(HEATMAPS, HEATMAPS), TypeError, "masks must be a bool .*, got torch.float32"),
+        (
+            lambda: metrics.content_heatmap(HEATMAPS, HEATMAPS),
+            TypeError,
+            r"masks must be a bool .*, got float32 \[2, 8, 8\]",
+        ),
         (lambda: metrics.content_heatmap(HEATMAPS, MASKS[:, ::2]), ValueError, r"shape, .*, got \[2, 4, 8\]; upsample"),
         (lambda: metrics.denser(HEATMAPS, MASKS, MASKS[:1]), ValueError, "other_masks must have the heatmaps' shape"),
         (lambda: metrics.likeness(HEATMAPS, HEATMAPS[:1]), ValueError, "others must have the shape and dtype of heatm"),
         (lambda: metrics.sharpen(HEATMAPS, 0.0), ValueError, "power must be finite and > 0, got 0.0"),
         (lambda: metrics.blur(HEATMAPS, -1.0), ValueError, "sigma must be finite and > 0, got -1.0"),
         (lambda: metrics.matching_power(HEATMAPS, 40), ValueError, "area must be a share of the view, .*, got 40"),
-        (lambda: metrics.matching_power(HEATMAPS, math.nan), ValueError, "area must be .*, got nan"),
+        (lambda: metrics.matching_power(HEATMAPS, math.nan), ValueError, "area must be finite and > 0, got nan"),
         (
             lambda: metrics.channel_norm(HEATMAPS),
             TypeError,
-            r"features must be .*\[N, C, H, W\], got torch.float32 \[2,",
+            r"features must be .*\[N, C, H, W\], got float32 \[2,",
         ),
-        (lambda: metrics.box_masks(torch.ones(2, 5), 8), TypeError, r"boxes must be a tensor \[T, 4\], got \[2, 5\]"),
+        (
+            lambda: metrics.box_masks(torch.ones(2, 5), 8),
+            TypeError,
+            r"boxes must be a tensor \[T, 4\] .*, got float32 \[2, 5\]",
+        ),
         (
             lambda: metrics.box_masks(torch.ones(2, 4), 8, counts=torch.tensor([1])),
             ValueError,
             "counts must add up to the number of boxes, 2, got 1",
         ),
+        (lambda: metrics.upsample(HEATMAPS, 0), ValueError, "image_size must be at least 1 pixel each way, got 0"),
+        (lambda: metrics.upsample(HEATMAPS, 8.5), TypeError, r"image_size must be an int or .*, got float 8\.5"),
+        (lambda: metrics.upsample(HEATMAPS, True), TypeError, "image_size must be an int or .*, got bool True"),
+        (lambda: metrics.average_views(HEATMAPS, None, 8), TypeError, "views must be pairs .*, got NoneType"),
+        (
+            lambda: metrics.average_views(HEATMAPS, [HEATMAPS], 8),
+            TypeError,
+            r"views\[0\] must be \(heatmaps, transform",
+        ),
+        (lambda: metrics.average_views(HEATMAPS, [], (1, 2, 3)), TypeError, "image_size .*, got tuple of len"),
+        (lambda: metrics.box_masks(BOXES, 0), ValueError, "image_size must be at least 1 pixel each way, got 0"),
+        (lambda: metrics.box_masks(BOXES, 8, tolerance=-1), ValueError, "tolerance must be finite and >= 0, got -1"),
+        (lambda: metrics.box_masks(BOXES * math.nan, 8), ValueError, "boxes must be finite, .*, got .*nan.* at 0"),
+        (lambda: metrics.box_masks(BOXES.flip(1), 8), ValueError, "boxes must be .* left <= right, .* at 0"),
+        (lambda: metrics.box_masks(BOXES.bool(), 8), TypeError, "boxes must be .* of numbers, got bool"),
+        (lambda: metrics.box_masks(BOXES, 8, counts=torch.ones(2)), TypeError, "counts must be .* int64, got float32"),
+        (lambda: metrics.box_masks(BOXES, 8, counts=COUNTS), ValueError, "counts must be at least 0, got -1"),
+        (lambda: metrics.sharpen(HEATMAPS, "2"), TypeError, "power must be a number, got str '2'"),
+        (lambda: metrics.blur(HEATMAPS, None), TypeError, "sigma must be a number, got NoneType"),
+        (lambda: metrics.matching_power(HEATMAPS, "x"), TypeError, "area must be a number, got str 'x'"),
     ],
 )
 def test_what_is_wrong_is_named(call, error, message):
