@@ -189,7 +189,12 @@ def check_sum(what: str, paths: Iterable[Path]) -> None:
 
 
 def lay_out(folder: Path, links: Iterable[tuple[Path, Path]]) -> None:
-    """Make a folder anew of links to files."""
+    """Make a folder anew of links to files; raises DataError where it holds anything else, which would be lost."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink() and not path.is_dir():
+            raise DataError(
+                f"{folder} must hold links alone, which are laid out anew, got {path}: choose another --output"
+            )
     shutil.rmtree(folder, ignore_errors=True)
     for name, path in links:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

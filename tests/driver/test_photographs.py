@@ -74,9 +74,17 @@ def test_without_apt_get_it_says_where_the_stamps_are(tmp_path, monkeypatch, cap
 
 def test_links_are_laid_out_anew(tmp_path):
     path = stamp(tmp_path / "a.png")
-    stamp(tmp_path / "folder" / "old.png")
+    (tmp_path / "folder" / "bird").mkdir(parents=True)
+    (tmp_path / "folder" / "bird" / "old.png").symlink_to(path)
     photographs.lay_out(tmp_path / "folder", [(Path("bird", "duck", "a.png"), path)])
     assert [file.resolve() for file in (tmp_path / "folder").rglob("*.png")] == [path]
+
+
+def test_files_of_others_are_not_laid_out_over(tmp_path):
+    path, other = stamp(tmp_path / "a.png"), stamp(tmp_path / "folder" / "mine" / "b.png")
+    with pytest.raises(DataError, match=r"folder must hold links alone, .*, got .*b\.png: choose another --output"):
+        photographs.lay_out(tmp_path / "folder", [(Path("bird", "duck", "a.png"), path)])
+    assert other.exists()
 
 
 def test_finished_runs_outlive_what_is_laid_out_anew(tmp_path, monkeypatch):
