@@ -55,6 +55,7 @@ def write(
         seeds=sorted({entry.seed for entry in entries}),
         methods=_methods(summary),
         glance=_glance(summary, labels),
+        controls=[control.title for control in CONTROLS.values()],
         looks=[_look(look, data) for look in found],
         rows=rows,
         curves=_curves(summary, entries),

@@ -82,6 +82,7 @@ def test_page_shows_every_method_twin_class_measure_and_setting(page, folder):
     for column in summary.values():
         assert column["title"] in page
         assert len(column["classes"]) == 10
+    assert "; ".join(control.title for control in CONTROLS.values()) in page
     for title in ("Content Heatmap (CH)", "insertion AUC", "consistency", "of the baseline, as sharp", "dead heatmaps"):
         assert title in page
     for name in ("batch-size", "consistency", "train-images", "faithfulness"):
