@@ -14,7 +14,7 @@ import pytest
 import torch
 import train
 from driver import storage
-from driver.data import CorruptImage, DataError
+from driver.data import CorruptImage, DataError, cutouts
 from driver.data.images import FORMATS, read_image
 from PIL import Image
 from scipy.io import loadmat, savemat
@@ -22,6 +22,7 @@ from torch import nn
 
 from tests.driver import data_sets
 from tests.driver.cases import TINY, opened, refused, run, train_on
+from tests.support import ROOT
 
 MARK = "executed"  # a folder that an attack makes
 
@@ -248,7 +249,8 @@ def test_annotations_declare_nothing(kind, tmp_path):
 # ---- Images.
 
 
-def test_an_image_is_not_a_program(tmp_path, monkeypatch):
+@pytest.mark.parametrize("read", [read_image, lambda path: cutouts._cut_out(path, 8)], ids=["image", "cut-out"])
+def test_an_image_is_not_a_program(tmp_path, monkeypatch, read):
     """PostScript, for which Pillow calls Ghostscript, whatever the file is called."""
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.parent.mkdir()
@@ -257,7 +259,14 @@ def test_an_image_is_not_a_program(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{ghostscript.parent}:{os.environ['PATH']}")
     Path("a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(CorruptImage, match=r"a\.jpg"):
-        read_image("a.jpg")
+        read("a.jpg")
+
+
+def test_pictures_are_opened_in_one_place():
+    """Which knows the formats that are no programs; demo.py opens its own library's."""
+    folder = ROOT / "python" / "driver"
+    found = {path.name for path in folder.rglob("*.py") if "Image.open(" in path.read_text()}
+    assert found == {"images.py", "demo.py"}
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "MPO"])  # which is a JPEG of several

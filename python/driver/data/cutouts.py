@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from .files import CorruptImage, DataError, class_names, image_files, need
-from .images import Images, Record, Sample, as_boxes, read_image
+from .images import Images, Record, Sample, as_boxes, opened, read_image
 
 SPLITS = ("train", "val", "test")
 SHARES = (1 / 6, 1 / 3)  # of the groups and of the photographs, for val and for test; the rest is trained on
@@ -173,9 +173,9 @@ def _group(path: str, folder: Path) -> str:
 def _check_transparency(path: str) -> None:
     """Raise :class:`DataError` where a picture has no alpha; one that cannot be opened is met when it is read."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             transparent = image.mode in WITH_ALPHA or "transparency" in image.info
-    except Exception:  # a broken file makes Pillow raise nearly anything
+    except CorruptImage:
         return
     if not transparent:
         raise DataError(f"--data-root: {path} must have transparency, which cuts the object out, got mode {image.mode}")
@@ -268,11 +268,8 @@ def _drawn(path: str, side: float, size: int, rng) -> Image.Image:
 @lru_cache(maxsize=512)
 def _cut_out(path: str, size: int) -> Image.Image:
     """An object's picture, RGBA, trimmed, at most ``size`` on its longer side; raises :class:`CorruptImage`."""
-    try:
-        with Image.open(path) as image:
-            whole = image.convert("RGBA")
-    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
-        raise CorruptImage(path, str(error)) from error
+    with opened(path) as image:
+        whole = image.convert("RGBA")
     alpha = whole.getchannel("A")
     least, most = alpha.getextrema()
     if least >= 128 or most < 128:

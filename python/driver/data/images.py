@@ -4,7 +4,8 @@ Boxes are float32 [n, 4], (left, top, right, bottom) in pixels of the image, rig
 (0, 0, width, height) is the whole image. Files are opened when an image is asked for, never before.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,6 +125,16 @@ class Images(Dataset):
         return Images(records, self.classes, self.has_boxes, table=self.table, upright=self.upright)
 
 
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """A picture of one of the :data:`FORMATS`, as stored; whatever is wrong with it in the block is CorruptImage."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
+        raise CorruptImage(path, str(error)) from error
+
+
 def read_image(path: str) -> Image.Image:
     """The whole image as RGB, upright; raises :class:`CorruptImage`."""
     return read_boxed(path, (), upright=True)[0]
@@ -135,12 +146,9 @@ def read_boxed(path: str, boxes: Sequence[Box], upright: bool) -> tuple[Image.Im
     Raises:
         CorruptImage: it cannot be read, or its pixels have a range that is not known.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            turn = TURNS.get(image.getexif().get(ORIENTATION)) if upright else None
-            rgb = _eight_bits(image).convert("RGB")
-    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
-        raise CorruptImage(path, str(error)) from error
+    with opened(path) as image:
+        turn = TURNS.get(image.getexif().get(ORIENTATION)) if upright else None
+        rgb = _eight_bits(image).convert("RGB")
     return _turned(rgb, boxes, *turn) if turn else (rgb, list(boxes))
 
 
