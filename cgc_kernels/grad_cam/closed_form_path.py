@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .layer_checks import check_features, check_map
@@ -28,8 +29,7 @@ def explain(
         )
     if reshape is None:
         check_features(features, view, cam.target_layer)
-    rows = target @ weight.flatten(1).to(target.dtype) if target.is_floating_point() else weight[target]
-    gradients = _row_gradients(rows, features, head.pooled, reshape)
+    gradients = _row_gradients(_rows(weight, target), features, head.pooled, reshape)
     if reshape is not None:
         features = reshape(features)
         check_map(features, view, cam.target_layer, reshape, proven=True)
@@ -39,6 +39,14 @@ def explain(
 def run(cam: WrappedModel, view: Tensor) -> Any:
     """What the model makes of an extra view."""
     return cam.model(view)
+
+
+def _rows(weight: Tensor, target: Tensor) -> Tensor:
+    """Of the classes [B], or sums of them by weights [B, K], as exact as the weight is: not in autocast's precision."""
+    if not target.is_floating_point():
+        return weight[target]
+    with torch.autocast(weight.device.type, enabled=False):
+        return target.to(weight.dtype) @ weight.flatten(1)
 
 
 def _row_gradients(rows: Tensor, features: Tensor, pooled: tuple[int, ...], reshape: Reshape | None) -> Tensor:

@@ -38,7 +38,7 @@ def _checked(target: Tensor, logits: Tensor) -> Tensor:
     if target.is_floating_point():
         if target.shape != logits.shape:
             raise ValueError(f"target must be a weight for each logit, {list(logits.shape)}, got {list(target.shape)}")
-        return target.to(logits.dtype)
+        return target
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = (target < 0) | (target >= logits.shape[1])
         if bad.any():

@@ -48,6 +48,16 @@ class TestWeightsOfTheLogits:
         for cam in both_paths():
             assert_close(maps_of(cam, inputs, F.one_hot(labels, 5).float()), maps_of(cam, inputs, labels))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_weights_are_not_rounded_to_the_precision_of_autocast(self, dtype):
+        net, (view,) = TinyNet(), views(1)
+        cam, view = GradCAM(net, "body", closed_form=True), view.float()
+        weights = torch.tensor([[0.999, -0.001, 0.1, 0.3, 0.7]] * 3, dtype=dtype)
+        (exact,) = cam(view, target=weights)
+        with torch.autocast("cpu", torch.bfloat16):
+            (output,) = cam(view, target=weights)
+        torch.testing.assert_close(output.cam.gradients, exact.cam.gradients, rtol=0, atol=0)
+
 
 def maps_of(cam, inputs, target, batched=False):
     """Signed maps of all views, [V, B, H, W]."""
