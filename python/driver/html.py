@@ -48,10 +48,7 @@ def write(
     """
     page = _template().render(
         version=__version__,
-        data=data.name,
-        classes=len(data.classes),
-        images=len(data.test),
-        size=data.image_size,
+        data=data,
         seeds=sorted({entry.seed for entry in entries}),
         methods=_methods(summary),
         glance=_glance(summary, labels),
