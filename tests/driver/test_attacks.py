@@ -14,7 +14,7 @@ import pytest
 import torch
 import train
 from driver import storage
-from driver.data import CorruptImage, DataError, cutouts
+from driver.data import CorruptImage, DataError, pasting
 from driver.data.images import FORMATS, read_image
 from PIL import Image
 from scipy.io import loadmat, savemat
@@ -249,7 +249,7 @@ def test_annotations_declare_nothing(kind, tmp_path):
 # ---- Images.
 
 
-@pytest.mark.parametrize("read", [read_image, lambda path: cutouts._cut_out(path, 8)], ids=["image", "cut-out"])
+@pytest.mark.parametrize("read", [read_image, lambda path: pasting._cut_out(path, 8)], ids=["image", "cut-out"])
 def test_an_image_is_not_a_program(tmp_path, monkeypatch, read):
     """PostScript, for which Pillow calls Ghostscript, whatever the file is called."""
     ghostscript = tmp_path / "bin" / "gs"

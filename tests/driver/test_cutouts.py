@@ -8,7 +8,7 @@ import pytest
 import torch
 import train
 from driver import data, evaluation_views
-from driver.data import CorruptImage, DataError, check_readable, cutouts, open_data
+from driver.data import CorruptImage, DataError, check_readable, cutouts, open_data, pasting
 from driver.settings import Settings
 from PIL import Image
 
@@ -204,8 +204,8 @@ def test_unreadable_pictures_are_named(tmp_path, kind, damage):
         Image.new("RGBA", (9, 9), (1, 2, 3, 255 if damage == "opaque" else 0)).save(path)
     else:
         path.write_bytes(b"no image" if damage == "text" else whole[: len(whole) // 2])
-    cutouts._cut_out.cache_clear()
-    cutouts._photograph.cache_clear()
+    pasting._cut_out.cache_clear()
+    pasting._photograph.cache_clear()
     with pytest.raises(CorruptImage, match=str(path)):
         opened.train[0]
     opened = made(root)  # the others are still there

@@ -8,6 +8,7 @@ import pytest
 import train
 from driver import report
 from driver.data import DataError
+from evidence import fetching, page
 from experiments import Experiment
 from PIL import Image
 
@@ -39,9 +40,7 @@ def test_stamps_are_chosen_by_folder_and_name(tmp_path):
     for name in ("birds/duck_mirror", "birds/cartoon/owl", "mammals/aquatic/whale", "mammals/hedgehog", "fish/carp"):
         stamp(tmp_path / "animals" / f"{name}.png")
     stamp(tmp_path / "animals/birds/ghost.png", alpha=100)
-    found = {
-        str(path.relative_to(tmp_path)): (name, group) for name, group, path in photographs.chosen_stamps(tmp_path)
-    }
+    found = {str(path.relative_to(tmp_path)): (name, group) for name, group, path in fetching.chosen_stamps(tmp_path)}
     assert found == taken
 
 
@@ -50,24 +49,24 @@ def test_files_that_are_others_are_refused(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"the stamps must have the sum .*, got ([0-9a-f]{64}): is it another"
     ) as caught:
-        photographs.check_sum("stamps", paths)
-    monkeypatch.setitem(photographs.SUMS, "stamps", str(caught.value).partition("got ")[2][:64])
-    photographs.check_sum("stamps", paths[::-1])
+        fetching.check_sum("stamps", paths)
+    monkeypatch.setitem(fetching.SUMS, "stamps", str(caught.value).partition("got ")[2][:64])
+    fetching.check_sum("stamps", paths[::-1])
     stamp(paths[0], 7)
     with pytest.raises(DataError):
-        photographs.check_sum("stamps", paths)
+        fetching.check_sum("stamps", paths)
 
 
 def test_without_apt_get_it_says_where_the_stamps_are(tmp_path, monkeypatch, capsys):
     commands = []
-    monkeypatch.setattr(photographs, "INSTALLED", Path("/nowhere/stamps"))
-    monkeypatch.setattr(photographs.shutil, "which", lambda name: None)
-    monkeypatch.setattr(photographs.subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(fetching, "INSTALLED", Path("/nowhere/stamps"))
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fetching.subprocess, "run", lambda command, check: commands.append(command))
     assert photographs.main(["--output", str(tmp_path)]) == 2
     assert commands[0][1:4] == ["-m", "pip", "install"]
     assert "https://packages.debian.org/tuxpaint-stamps-default" in capsys.readouterr().err
-    monkeypatch.setattr(photographs.shutil, "which", lambda name: name)
-    monkeypatch.setattr(photographs.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: name)
+    monkeypatch.setattr(fetching.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     assert photographs.main(["--output", str(tmp_path)]) == 2
     assert "no network" in capsys.readouterr().err
 
@@ -76,14 +75,14 @@ def test_links_are_laid_out_anew(tmp_path):
     path = stamp(tmp_path / "a.png")
     (tmp_path / "folder" / "bird").mkdir(parents=True)
     (tmp_path / "folder" / "bird" / "old.png").symlink_to(path)
-    photographs.lay_out(tmp_path / "folder", [(Path("bird", "duck", "a.png"), path)])
+    fetching.lay_out(tmp_path / "folder", [(Path("bird", "duck", "a.png"), path)])
     assert [file.resolve() for file in (tmp_path / "folder").rglob("*.png")] == [path]
 
 
 def test_files_of_others_are_not_laid_out_over(tmp_path):
     path, other = stamp(tmp_path / "a.png"), stamp(tmp_path / "folder" / "mine" / "b.png")
     with pytest.raises(DataError, match=r"folder must hold links alone, .*, got .*b\.png: choose another --output"):
-        photographs.lay_out(tmp_path / "folder", [(Path("bird", "duck", "a.png"), path)])
+        fetching.lay_out(tmp_path / "folder", [(Path("bird", "duck", "a.png"), path)])
     assert other.exists()
 
 
@@ -94,9 +93,9 @@ def test_finished_runs_outlive_what_is_laid_out_anew(tmp_path, monkeypatch):
     path, run = stamp(tmp_path / "a.png"), tmp_path / photographs.NAME / "baseline-seed0" / "test.pt"
     run.parent.mkdir(parents=True)
     run.touch()
-    monkeypatch.setattr(photographs, "check_sum", lambda name, paths: None)
-    monkeypatch.setattr(photographs, "chosen_stamps", lambda root: [("bird", "duck", path)])
-    monkeypatch.setattr(photographs, "chosen_photographs", lambda root: [path])
+    monkeypatch.setattr(fetching, "check_sum", lambda name, paths: None)
+    monkeypatch.setattr(fetching, "chosen_stamps", lambda root: [("bird", "duck", path)])
+    monkeypatch.setattr(fetching, "chosen_photographs", lambda root: [path])
     for _ in range(2):
         study = photographs.prepared(tmp_path, tmp_path)
     assert run.exists()
@@ -121,24 +120,24 @@ def test_the_study_on_a_miniature(tmp_path, monkeypatch, capsys):
     assert photographs.main([*words, "--table"]) == 1
     assert photographs.main(words) == 0
     assert len(commands) == 4
-    page = (tmp_path / "page.md").read_text()
+    written = (tmp_path / "page.md").read_text()
     header = "|  | cross-entropy | CGC | CGC + consistency | CGC, λ = 1, + consistency |"
-    assert page.count(header) == 2
+    assert written.count(header) == 2
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.width > 800
     for measure in ("accuracy", "Content Heatmap (CH)", "pointing game"):
-        assert f"| {measure} |" in page
-    assert page.count(": at least ") == len(photographs.CLAIMS)
+        assert f"| {measure} |" in written
+    assert written.count(": at least ") == len(page.CLAIMS)
     assert len(list((tmp_path / "features").iterdir())) == 3
     assert photographs.main([*words, "--table"]) == 0
-    assert (tmp_path / "page.md").read_text() == page
+    assert (tmp_path / "page.md").read_text() == written
     assert len(commands) == 4
 
 
 def test_claims_that_fail_are_said():
-    known = dict.fromkeys(report.MEASURES, 50.0) | {name: 50.0 for claim in photographs.CLAIMS for name in claim[:2]}
+    known = dict.fromkeys(report.MEASURES, 50.0) | {name: 50.0 for claim in page.CLAIMS for name in claim[:2]}
     summary = {"baseline": known | {"title": "a"}, "b": known | {"title": "b", "peak_in_mask": 70.0}}
-    text = photographs.claims(summary)
+    text = page.claims(summary)
     assert text.count("**no**") == 2
     assert text.count(": yes") == 2
     assert "less that of a: at least +15.0, it is +20.0: yes" in text

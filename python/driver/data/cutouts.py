@@ -12,28 +12,19 @@ that is possible; and backgrounds that betray the class in training only, each c
 
 import os
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
-from torch import Tensor
 
 from .files import CorruptImage, DataError, class_names, image_files, need
-from .images import Images, Record, Sample, as_boxes, opened, read_image
+from .images import Images, Record, Sample, as_boxes, opened
+from .pasting import box, compose
 
 SPLITS = ("train", "val", "test")
 SHARES = (1 / 6, 1 / 3)  # of the groups and of the photographs, for val and for test; the rest is trained on
-SQUARES = (0.4, 1.0)  # side of the square cut from a photograph, share of its shorter side
-SIDES = (0.4, 0.75)  # longer side of an object, share of the image's
-SIDES_BESIDE_OTHERS = (0.4, 0.55)
-DISTRACTOR = 0.6  # longer side of a distractor, share of the object's
-TURN = 15.0  # degrees, either way
-BRIGHTNESS = (0.75, 1.2)
 CORRELATION = 0.9  # of the training images have a photograph of their class, with backgrounds="class"
-TRIES = 60  # places looked at for one where object and distractors do not meet
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 GROUP = re.compile(r"[^-_\s\d]+")
 
@@ -71,10 +62,11 @@ class Cutouts(Images):
     def __getitem__(self, index: int) -> Sample:
         plan, record = self.plans[index], self.records[index]
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), plan.number])
-        image, mask, other = _compose(plan, self.size, rng)
+        others = [other.path for other in plan.distractors]
+        image, mask, other = compose(plan.photograph, plan.object.path, others, self.size, rng)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         first = plan.distractors[0].label if plan.distractors else -1
-        return Sample(pixels, record.label, as_boxes(_box(mask)), record.path, mask, first, other)
+        return Sample(pixels, record.label, as_boxes(box(mask)), record.path, mask, first, other)
 
     @property
     def groups(self) -> list[str]:
@@ -136,9 +128,6 @@ def make_splits(
         plans = _plans(size, own, places[split], distractors, split == "train" and backgrounds == "class", draw)
         splits[split] = Cutouts(plans, classes, image_size, seed, split)
     return splits
-
-
-# ---- What there is.
 
 
 def _objects(root: Path) -> tuple[list[str], list[Object]]:
@@ -223,104 +212,3 @@ def _plans(
 
 def _title(plan: Plan, split: str) -> str:
     return f"{split}/{plan.number:04d} {Path(plan.object.path).stem} on {Path(plan.photograph).stem}"
-
-
-# ---- The making of an image.
-
-
-def _compose(plan: Plan, size: int, rng) -> tuple[Image.Image, Tensor, Tensor | None]:
-    """The image, the mask of its object, and what is seen of its first distractor."""
-    image = _background(plan.photograph, size, rng)
-    side = size * rng.uniform(*(SIDES_BESIDE_OTHERS if plan.distractors else SIDES))
-    object_ = _drawn(plan.object.path, side, size, rng)
-    others = [_drawn(other.path, DISTRACTOR * side, size, rng) for other in plan.distractors]
-    place, *places = _places([object_, *others], size, rng)
-    seen: list[Tensor] = []
-    for picture, where in reversed([(object_, place), *zip(others, places, strict=True)]):
-        image.paste(picture, where, picture)
-        mask = _mask(picture, where, size)
-        seen = [mask, *(other & ~mask for other in seen)]
-    return image, seen[0], seen[1] if others else None
-
-
-def _background(path: str, size: int, rng) -> Image.Image:
-    """A random square of a photograph, resized, mirrored or not."""
-    photograph = _photograph(path, 2 * size)
-    side = max(1, round(min(photograph.size) * rng.uniform(*SQUARES)))
-    left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
-    cut = photograph.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
-
-
-def _drawn(path: str, side: float, size: int, rng) -> Image.Image:
-    """An object, RGBA, turned, its longer side resized, mirrored or not, lighter or darker."""
-    turned = _cut_out(path, size).rotate(rng.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True)
-    trimmed = turned.crop(turned.getchannel("A").getbbox())
-    scale = side / max(trimmed.size)
-    resized = trimmed.resize([max(1, round(scale * length)) for length in trimmed.size], Image.Resampling.BICUBIC)
-    if rng.random() < 0.5:
-        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    lit = ImageEnhance.Brightness(resized.convert("RGB")).enhance(rng.uniform(*BRIGHTNESS))
-    lit.putalpha(resized.getchannel("A"))
-    return lit
-
-
-@lru_cache(maxsize=512)
-def _cut_out(path: str, size: int) -> Image.Image:
-    """An object's picture, RGBA, trimmed, at most ``size`` on its longer side; raises :class:`CorruptImage`."""
-    with opened(path) as image:
-        whole = image.convert("RGBA")
-    alpha = whole.getchannel("A")
-    least, most = alpha.getextrema()
-    if least >= 128 or most < 128:
-        raise CorruptImage(path, f"its alpha goes from {least} to {most}, so that nothing is cut out")
-    trimmed = whole.crop(alpha.getbbox())
-    trimmed.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return trimmed
-
-
-@lru_cache(maxsize=128)
-def _photograph(path: str, shorter: int) -> Image.Image:
-    """A photograph, RGB, upright, made smaller where its shorter side is longer; raises :class:`CorruptImage`."""
-    image = read_image(path)
-    scale = shorter / min(image.size)
-    if scale >= 1:
-        return image
-    return image.resize([max(shorter, round(scale * length)) for length in image.size], Image.Resampling.BICUBIC)
-
-
-def _places(pictures: list[Image.Image], size: int, rng) -> list[tuple[int, int]]:
-    """(left, top) of every picture, so that the others meet the first as little as is found."""
-    best = None
-    for _ in range(TRIES):
-        found = [tuple(int(rng.integers(0, size - length + 1)) for length in one.size) for one in pictures]
-        first, *others = (
-            (*place, *map(sum, zip(place, one.size, strict=True))) for place, one in zip(found, pictures, strict=True)
-        )
-        met = sum(_overlap(first, other) for other in others)
-        if best is None or met < best[0]:
-            best = met, found
-        if not met:
-            break
-    return best[1]
-
-
-def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many pixels two boxes have in common."""
-    across, down = (max(0, min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis])) for axis in (0, 1))
-    return across * down
-
-
-def _mask(picture: Image.Image, place: tuple[int, int], size: int) -> Tensor:
-    """Where a pasted picture is more than half opaque: bool [size, size]."""
-    left, top = place
-    opaque = torch.from_numpy(np.array(picture.getchannel("A")) >= 128)
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[top : top + opaque.shape[0], left : left + opaque.shape[1]] = opaque
-    return mask
-
-
-def _box(mask: Tensor) -> list[tuple[float, float, float, float]]:
-    """The box of a mask; none where it is empty."""
-    rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
-    return [(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)] if rows else []
