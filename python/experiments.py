@@ -16,6 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from driver import report, settings, storage
 from driver.flags import integer, run_script
 from driver.state import Run
+from tqdm import tqdm
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -91,14 +93,19 @@ def train_missing(
     experiments: dict[str, Experiment], names: Sequence[str], output: Path, seeds: int, flags: Sequence[str]
 ) -> int:
     """Train, seed by seed, what of some experiments is not finished; returns the exit status."""
+    planned = [
+        (name, _run(name, arm, seed, output), (*experiments[name].flags, *arm.flags, *flags))
+        for seed, name in product(range(seeds), names)
+        for arm in experiments[name].arms
+    ]
+    missing = [run for run in planned if not run[1].results.exists()]
+    began = time.monotonic()
     try:
-        for seed, name in product(range(seeds), names):
-            experiment = experiments[name]
-            for arm in experiment.arms:
-                run = _run(name, arm, seed, output)
-                if not run.results.exists():
-                    print(f"{name}: {run.title}, seed {seed}", flush=True)
-                    _train(run, (*experiment.flags, *arm.flags, *flags))
+        for done, (name, run, own) in enumerate(missing):
+            left = (time.monotonic() - began) / max(1, done) * (len(missing) - done)
+            eta = f", {tqdm.format_interval(left)} left" if done else ""
+            print(f"{name}: {run.title}, seed {run.seed} ({done + 1} of {len(missing)}{eta})", flush=True)
+            _train(run, own)
     except KeyboardInterrupt:
         print(f"\nStopped. Finished epochs are kept. To go on:\n\n    {shlex.join([sys.executable, *sys.argv])}\n")
         return 130

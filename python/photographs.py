@@ -13,19 +13,24 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import experiments
 import torch
-from driver import evaluation, flags, loading, models, pictures, report, storage
+from driver import evaluation, flags, freezing, loading, models, pictures, report, storage
 from driver.data import DataError, open_data
+from driver.explained import Explained
+from driver.features import Features
 from driver.state import Run
 from evidence import fetching, page
 from experiments import Arm, Experiment
+from tqdm import tqdm
 
 NAME = "photographs"
+FEATURES = "features"  # the folder of what the frozen part of the network gives
 CPU = torch.device("cpu")
 PAGE = Path(__file__).parents[1] / "docs" / "photographs.md"
 ARMS = (
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     pictures.bars(chosen.page.with_suffix(".png"), summary, DRAWN)
     with storage.replacing(chosen.page) as path:
-        path.write_text(page.text(summary, two_objects(runs), runs), encoding="utf-8")
+        path.write_text(page.text(summary, two_objects(runs, chosen.output / FEATURES), runs), encoding="utf-8")
     print(f"{report.table(summary)}\n\nSee {chosen.page} and {chosen.output / NAME / 'report.html'}.")
     return 0
 
@@ -82,20 +87,29 @@ def prepared(output: Path, stamps: Path | None) -> Experiment:
     fetching.lay_out(output / "backgrounds", ((Path(path.name), path) for path in photographs))
     paths = [str(packages.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the runs, which import the weights
-    places = {"--data-root": "objects", "--photographs": "backgrounds", "--features": "features"}
+    places = {"--data-root": "objects", "--photographs": "backgrounds", "--features": FEATURES}
     where = [word for flag, name in places.items() for word in (flag, str(output / name))]
     return Experiment("Objects on photographs", ("--data", "cutouts", *where), ARMS)
 
 
-def two_objects(runs: Iterable[Run]) -> dict[str, dict]:
+def two_objects(runs: Sequence[Run], features: Path) -> dict[str, dict]:
     """The summary of test images with a distractor, which the finished runs have not seen."""
-    entries = []
-    for run in runs:
-        loaded = loading.load(str(run.folder), Namespace(model="", target_layer="", image_size=0))
-        data = open_data(replace(loaded.settings, distractors=1), training=False)
-        explained = evaluation.explain(models.grad_cam(loaded.classifier), data.test, data, CPU, seed=run.seed)
+    entries, classes = [], ()
+    for run in tqdm(runs, desc="two objects", unit="run"):
+        explained, classes = _beside_another(run, features)
         entries.append(report.Entry(run.name or run.method, run.title, run.seed, explained, []))
-    return report.summarise(entries, "baseline", data.classes)
+    return report.summarise(entries, "baseline", classes)
+
+
+def _beside_another(run: Run, features: Path) -> tuple[Explained, Sequence[str]]:
+    """What a run's model says of them, and the classes; what its frozen part gives is kept, for all arms of a seed."""
+    loaded = loading.load(str(run.folder), Namespace(model="", target_layer="", image_size=0))
+    chosen = replace(loaded.settings, distractors=1, features=str(features))
+    data, model = open_data(chosen, training=False), loaded.classifier.model
+    frozen = freezing.freeze(model, chosen.freeze_until, chosen.image_size)
+    batches = Features(model, frozen, chosen, data, CPU, nullcontext).of_evaluation("test")
+    cam = models.grad_cam(loaded.classifier._replace(model=freezing.rest_of(model, frozen)))
+    return evaluation.explain(cam, data.test, data, CPU, seed=run.seed, source=batches), data.classes
 
 
 def _parser() -> ArgumentParser:

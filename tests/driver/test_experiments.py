@@ -1,5 +1,6 @@
 """python/experiments.py: what it trains, that it goes on where it was stopped, and the table it writes."""
 
+import re
 from pathlib import Path
 
 import experiments
@@ -41,7 +42,10 @@ def test_it_trains_what_is_missing_and_writes_the_table(commands, tmp_path, caps
     assert len({row.count("|") for row in rows}) == 1
     assert "3 of 3 runs" in table
     assert "--backgrounds class --method ... --seed ..." in table
-    assert table in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert table in said
+    assert "backgrounds: cross-entropy, seed 0 (1 of 3)\n" in said
+    assert re.search(r"^backgrounds: CGC \+ consistency, seed 0 \(3 of 3, 0\d:\d\d left\)$", said, re.M)
     assert main(tmp_path, "--only", "backgrounds", *FLAGS) == 0
     assert len(commands) == 3
 

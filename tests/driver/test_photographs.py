@@ -129,6 +129,7 @@ def test_the_study_on_a_miniature(tmp_path, monkeypatch, capsys):
         assert f"| {measure} |" in written
     assert written.count(": at least ") == len(page.CLAIMS)
     assert len(list((tmp_path / "features").iterdir())) == 3
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 1  # of two objects, for all arms
     assert photographs.main([*words, "--table"]) == 0
     assert (tmp_path / "page.md").read_text() == written
     assert len(commands) == 4
