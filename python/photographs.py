@@ -98,7 +98,7 @@ def two_objects(runs: Sequence[Run], features: Path) -> dict[str, dict]:
     for run in tqdm(runs, desc="two objects", unit="run"):
         explained, classes = _beside_another(run, features)
         entries.append(report.Entry(run.name or run.method, run.title, run.seed, explained, []))
-    return report.summarise(entries, "baseline", classes)
+    return report.summarise(entries, "", classes)
 
 
 def _beside_another(run: Run, features: Path) -> tuple[Explained, Sequence[str]]:

@@ -17,6 +17,7 @@ from . import measuring, metrics
 from .explained import Explained
 from .measuring import Places
 
+BATCH = 10  # images whose fine heatmaps are made at once, which a CPU's caches hold
 AREA_IMAGES = 1024  # areas are compared of at most so many heatmaps
 AREA_SIDE = 64  # and of at most so many of their rows and columns
 BLURS = (0.5, 0.7, 1.0)  # sigmas in cells of the coarse heatmaps; of each measure the best is reported
@@ -91,7 +92,7 @@ def of_baseline(baseline: Explained, method: Explained) -> dict[str, float]:
     makers = {(name, number): make for name, own in CONTROLS.items() for number, make in enumerate(own.makers)}
     powers = {key: _power(_thinned(baseline, make), area) for key, make in makers.items()}
     rows = {key: [] for key, power in powers.items() if power == power}
-    for part in baseline.batches():
+    for part in baseline.batches(BATCH):
         where = measuring.places_of(part)
         for key in rows:
             rows[key].append(_measures(part, makers[key](part), powers[key], where))
@@ -109,7 +110,7 @@ def _thinned(explained: Explained, make: Maker) -> Tensor | None:
     """Fine heatmaps so made of readable images, as few and as coarse as it takes; None where there are none."""
     readable = (~explained.corrupt).nonzero()[:, 0]
     chosen = explained.select(readable[:: len(readable) // AREA_IMAGES + 1])
-    made = [make(part) for part in chosen.batches()]
+    made = [make(part) for part in chosen.batches(BATCH)]
     if not made or made[0] is None:
         return None
     step = -(-explained.image_size // AREA_SIDE)

@@ -84,10 +84,10 @@ class Explained(NamedTuple):
         columns = {name: value[chosen] for name, value in self._asdict().items() if name not in whole}
         return self._replace(boxes=boxes, **columns)
 
-    def batches(self) -> Iterator["Explained"]:
-        """All images, :data:`BATCH` at a time."""
-        for start in range(0, len(self.labels), BATCH):
-            yield self.select(torch.arange(start, min(start + BATCH, len(self.labels))))
+    def batches(self, size: int = BATCH) -> Iterator["Explained"]:
+        """All images, so many at a time."""
+        for start in range(0, len(self.labels), size):
+            yield self.select(torch.arange(start, min(start + size, len(self.labels))))
 
 
 def packed(masks: Tensor) -> Tensor:

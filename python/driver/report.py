@@ -121,7 +121,8 @@ def summarise(entries: list[Entry], baseline: str, classes) -> dict[str, dict]:
     """Per key the mean of each measure over the seeds in percent, its spread, every seed's own, and the classes'.
 
     The spread is the sample standard deviation, None for a single seed; of accuracy_difference the ends of its
-    interval. A measure that nothing is known of is None.
+    interval. A measure that nothing is known of is None. ``baseline`` is the key whose heatmaps give the controls; ""
+    gives none.
     """
     answers = {(entry.key, entry.seed): entry.explained for entry in entries}
     measured, by_class = {}, {}
