@@ -33,6 +33,7 @@ docs/install
 docs/training
 docs/data
 docs/results
+docs/photographs
 docs/search
 ```
 ```{toctree}

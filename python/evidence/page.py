@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import date
 
 from driver import report
+from driver.controls import CONTROLS
 from driver.state import Run
 
 TEXT = """# Objects on photographs
@@ -17,6 +18,8 @@ last stage and the head of an ImageNet network, EfficientNet-Lite0, are trained 
 looked at. Percent, mean ± standard deviation over the seeds, {date}; [data.md](data.md#measures) says what is measured.
 
 {claims}
+
+{controls}
 
 ![Bars of every arm, with the controls of the baseline's heatmaps](photographs.png)
 
@@ -36,6 +39,7 @@ CLAIMS = (
     ("peak_in_mask", "", 15.0),
     ("accuracy", "", -1.5),
 )
+CONTROLLED = ("content_heatmap", "content_mask", "peak_in_mask")
 MEASURES = [name for name in report.MEASURES if name not in report.WHOLE]
 BESIDE = ("accuracy", "content_heatmap", "content_mask", "peak_in_mask", "likeness", "denser", "denser_other")
 
@@ -44,7 +48,9 @@ def text(summary: dict[str, dict], beside: dict[str, dict], runs: list[Run]) -> 
     """docs/photographs.md, from what was measured of one object, and of two."""
     seeds, last = len({run.seed for run in runs}), max(run.results.stat().st_mtime for run in runs)
     tables = {"table": table(summary, MEASURES), "beside": table(beside, BESIDE)}
-    return TEXT.format(seeds=seeds, date=date.fromtimestamp(last), claims=claims(summary), **tables)
+    return TEXT.format(
+        seeds=seeds, date=date.fromtimestamp(last), claims=claims(summary), controls=controls(summary), **tables
+    )
 
 
 def table(summary: dict[str, dict], measures: Iterable[str]) -> str:
@@ -66,4 +72,19 @@ def claims(summary: dict[str, dict]) -> str:
         over = report.MEASURES[control].strip() if control else f"of {baseline['title']}"
         met = "yes" if gain >= least else "**no**"
         lines.append(f"- {report.MEASURES[measure]}, less that {over}: at least {least:+.1f}, it is {gain:+.1f}: {met}")
+    return "\n".join(lines)
+
+
+def controls(summary: dict[str, dict]) -> str:
+    """How the last arm fares beside the best that the baseline's heatmaps give without further training."""
+    last = list(summary.values())[-1]
+    lines = [f"*{last['title']}* beside the best of what the baseline's heatmaps give without further training:", ""]
+    for measure in CONTROLLED:
+        known = {name: last.get(f"{name}_{measure}") for name in CONTROLS if measure in CONTROLS[name].measures}
+        known = {name: value for name, value in known.items() if value is not None}
+        if last.get(measure) is not None and known:
+            best = max(known, key=known.get)
+            lines.append(
+                f"- {report.MEASURES[measure]}: {last[measure]:.1f}; {CONTROLS[best].title}: {known[best]:.1f}"
+            )
     return "\n".join(lines)

@@ -142,3 +142,9 @@ def test_claims_that_fail_are_said():
     assert text.count("**no**") == 2
     assert text.count(": yes") == 2
     assert "less that of a: at least +15.0, it is +20.0: yes" in text
+
+
+def test_the_best_control_is_named_beside_the_last_arm():
+    controlled = {"title": "b", "peak_in_mask": 70.0, "blurred_peak_in_mask": 65.0, "five_views_peak_in_mask": 68.0}
+    text = page.controls({"baseline": {"title": "a"}, "b": controlled})
+    assert text.splitlines()[2:] == ["- peak in mask: 70.0; mean over five views, as sharp: 68.0"]
