@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from .explained import Explained
@@ -42,6 +41,8 @@ def paired(differences: Tensor, groups: Tensor) -> Interval | None:
     groups: int64 [N]; images of one group, which show one object, are drawn together, those of all seeds as well.
     Seeded: the same every time. None where there are not two groups.
     """
+    from scipy import stats  # here, since it takes a second that a single training need not wait
+
     numbers = np.unique(groups.numpy(), return_inverse=True)[1]
     sums, counts = np.bincount(numbers, differences.double().numpy()), np.bincount(numbers)
     if len(sums) < 2:

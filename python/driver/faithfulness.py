@@ -8,7 +8,6 @@ high in insertion. Everything runs in eval mode; the released code of CGC runs G
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, softmax
 
@@ -55,6 +54,8 @@ def area_under(scores: Tensor) -> Tensor:
 
 def blur(images: Tensor) -> Tensor:
     """RISE's blur of [N, 3, S, S]: a Gaussian of sigma 5 folded into 11 x 11, zero beyond the border."""
+    from scipy.ndimage import gaussian_filter  # here, for the few trainings that ask for it
+
     impulse = np.zeros((KERNEL, KERNEL))
     impulse[KERNEL // 2, KERNEL // 2] = 1
     kernel = torch.from_numpy(gaussian_filter(impulse, SIGMA)).to(images).expand(images.shape[1], 1, -1, -1)

@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import torch
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -99,15 +96,11 @@ def gallery(path: Path, found: list[Look], titles: list[str]) -> None:
     """Draw, for each look, the image with its boxes and the heatmap of every method; ``titles`` are the methods'."""
     titles = ["image and box", *titles]
     rows, columns = -(-len(found) // BLOCKS), len(titles)
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         widths = (([1.0] * columns + [0.15]) * BLOCKS)[:-1]
-        figure, axes = plt.subplots(
-            rows,
-            len(widths),
-            figsize=(1.45 * sum(widths), 1.6 * rows + 0.7),
-            gridspec_kw={"width_ratios": widths, "wspace": 0.04, "hspace": 0.16},
-            squeeze=False,
-        )
+        figure = Figure(figsize=(1.45 * sum(widths), 1.6 * rows + 0.7))
+        grid = {"width_ratios": widths, "wspace": 0.04, "hspace": 0.16}
+        axes = figure.subplots(rows, len(widths), gridspec_kw=grid, squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
         for number, look in enumerate(found):
@@ -127,8 +120,9 @@ def curves(path: Path, histories: dict[str, list[list[dict]]], titles: dict[str,
 
     histories: per method, one list of epochs per seed.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(13, 6.6), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(13, 6.6), layout="constrained")
+        axes = figure.subplots(2, 3)
         for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
             for method, own in histories.items():
                 values = torch.tensor([[number(epoch.get(name)) for epoch in history] for history in own])
@@ -148,8 +142,9 @@ def bars(path: Path, summary: dict[str, dict], measures: dict[str, str]) -> None
 
     summary: as :func:`report.summarise` returns it.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(measures), figsize=(3.2 * len(measures), 4.2), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.2 * len(measures), 4.2), layout="constrained")
+        axes = figure.subplots(1, len(measures))
         for axis, (name, title) in zip(axes.flat, measures.items(), strict=True):
             for place, (key, column) in enumerate(summary.items()):
                 how = {
@@ -225,4 +220,3 @@ def _draw_controls(axis, place: int, column: dict, name: str) -> None:
 def _save(figure, path: Path) -> None:
     with storage.replacing(path) as temporary:
         figure.savefig(temporary, dpi=160, bbox_inches="tight", format="png")
-    plt.close(figure)

@@ -2,8 +2,6 @@
 
 import csv
 
-from torch.utils.tensorboard import SummaryWriter
-
 from . import storage
 from .settings import Settings
 from .state import Run
@@ -26,6 +24,8 @@ class Records:
 
     def __init__(self, trainer, progress):
         self.trainer, self.progress = trainer, progress
+        from torch.utils.tensorboard import SummaryWriter  # here: whoever asks for --help need not wait for it
+
         first_epoch = len(trainer.state.history) + 1
         self.board = None if trainer.ranks.rank else SummaryWriter(trainer.run.folder, purge_step=first_epoch)
 

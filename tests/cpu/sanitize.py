@@ -20,7 +20,7 @@ SOURCES = ("csrc/cpu/kernels.cpp", "tests/cpu/calls.cpp")
 FLAGS = ("-std=c++17", "-g", "-fno-omit-frame-pointer", "-fopenmp-simd", "-ffp-contract=fast", "-pthread")
 # Flags of the compiler; what runs the program, if not the processor itself.
 TOOLS = {
-    "address": (("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
+    "address": (("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
     "thread": (("-O1", "-fsanitize=thread"), ()),
     "aarch64": (("-O2", "-static"), ("qemu-aarch64",)),
 }

@@ -87,7 +87,7 @@ def children(process) -> list[int]:
 
 def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_resumes(tmp_path):
     """The survivor says what to do; done, it gives the weights of a run that nothing happened to."""
-    flags = ["--method", "cgc", "--epochs", "2", "--checkpoint-every", "1", *TINY, "--train-images", "320"]
+    flags = ["--method", "cgc", "--epochs", "2", "--checkpoint-every", "1", *TINY, "--train-images", "160"]
     flags += ["--device", "cpu"]
     folder, straight = tmp_path / "killed", tmp_path / "straight"
     with started(*flags, "--output", folder, processes=2) as process:

@@ -216,8 +216,11 @@ def test_comparison_can_be_given_more_seeds(tmp_path):
         ("--config {new}", "--config must be a readable YAML file, got {new}"),
     ],
 )
-def test_wrong_flags_are_refused_by_name(flags, message, tmp_path, straight, capsys):
-    places = {"new": tmp_path / "new", "used": straight, "file": straight / "config.yaml"}
+def test_wrong_flags_are_refused_by_name(flags, message, tmp_path, capsys):
+    used = tmp_path / "used"
+    used.mkdir()
+    settings.save(settings.parse(["--epochs", "4", "--output", str(used)]))
+    places = {"new": tmp_path / "new", "used": used, "file": used / "config.yaml"}
     with pytest.raises(SystemExit) as stop:
         settings.parse([flag.format(**places) for flag in flags.split()])
     assert stop.value.code == 2

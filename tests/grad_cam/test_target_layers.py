@@ -128,9 +128,8 @@ class TestLayout:
         check_layout(torch.empty(2, 7, 7, 768), torch.empty(2, 5), "layer")
 
     def test_torchvisions_swin(self):
-        from torchvision.models import SwinTransformer
-
-        net = SwinTransformer([4, 4], 8, [1, 1], [1, 1], [2, 2], num_classes=CLASSES)
+        models = pytest.importorskip("torchvision.models")
+        net = models.SwinTransformer([4, 4], 8, [1, 1], [1, 1], [2, 2], num_classes=CLASSES)
         with pytest.raises(ValueError, match=r"target layer 'features' must be .* looks like"):
             GradCAM(net, "features")(torch.rand(2, 3, 32, 32))
 

@@ -44,7 +44,7 @@ def test_triton_needs_a_compiler_and_headers_but_not_its_interpreter(monkeypatch
     monkeypatch.setattr(triton, "python_headers", lambda: tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "triton needs a C compiler" in triton.requirement()
-    assert "use backend='torch'" in triton.requirement()
+    assert "use backend='auto'" in triton.requirement()
     monkeypatch.setenv("CC", "cc")
     assert triton.requirement() is None
     (tmp_path / "Python.h").unlink()

@@ -103,8 +103,12 @@ def test_a_number_as_image_size_is_a_square():
     assert_same_bits(square, evaluate(case, "auto")[0])
 
 
+NEEDS = {"cgc_kernels.overlay": "matplotlib", "cgc_kernels.record": "torchvision"}
+
+
 @pytest.mark.parametrize("name", [name for name in public_names() if not name.endswith("__")])
 def test_examples_of_the_docstrings_run(name):
+    pytest.importorskip(NEEDS.get(name, "torch"), reason="the example's own")
     module, _, attribute = name.rpartition(".")
     names = {**vars(cgc_kernels), **vars(import_module(module)), "torch": torch, "nn": torch.nn}
     if isinstance(names[attribute], ModuleType):

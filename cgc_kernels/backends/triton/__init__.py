@@ -18,7 +18,7 @@ from ...ops import Namespace, backend_functions
 from ...tracing import constant_result
 from ..backend import LARGEST_SIDE, Backend
 
-REMEDY = "pip install triton, or use backend='torch'"
+REMEDY = "pip install triton, or use backend='auto'"
 
 
 @constant_result
@@ -40,9 +40,9 @@ def requirement() -> str | None:
         return None
     # Triton compiles its launchers in C, with Python's headers, where the kernels run.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "triton needs a C compiler, gcc or clang or what $CC names; install one, or use backend='torch'"
+        return "triton needs a C compiler, gcc or clang or what $CC names; install one, or use backend='auto'"
     if not (python_headers() / "Python.h").exists():
-        return f"triton needs Python's headers, in {python_headers()}; install python3-dev, or use backend='torch'"
+        return f"triton needs Python's headers, in {python_headers()}; install python3-dev, or use backend='auto'"
     return None
 
 
