@@ -17,6 +17,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.once import locked
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 OUTPUT = ROOT / "build" / "simt"
@@ -91,13 +93,14 @@ def build(
     # Headers come from the compiler's own list, so that the key changes with any of them.
     key = _key(command, str(runtime), *_sources([*command, "-x", "c++", str(source)]))
     target = OUTPUT / f"{source.stem}-{flavour}-{key}.so"
-    if not target.exists():
-        object_file = target.with_suffix(f".{os.getpid()}.o")
-        _run([*command, "-x", "c++", "-c", str(source), "-o", str(object_file)])
-        libraries = [str(runtime), f"-Wl,-rpath,{OUTPUT}", "-Wl,-Bsymbolic"]
-        sanitizer = FLAVOURS[flavour] if flavour == "asan" else []
-        _link([compiler(), *sanitizer, "-shared", str(object_file), *libraries], target)
-        object_file.unlink()
+    with locked(target.with_suffix(".lock")):
+        if not target.exists():
+            object_file = target.with_suffix(".o")
+            _run([*command, "-x", "c++", "-c", str(source), "-o", str(object_file)])
+            libraries = [str(runtime), f"-Wl,-rpath,{OUTPUT}", "-Wl,-Bsymbolic"]
+            sanitizer = FLAVOURS[flavour] if flavour == "asan" else []
+            _link([compiler(), *sanitizer, "-shared", str(object_file), *libraries], target)
+            object_file.unlink()
     return target
 
 
@@ -136,7 +139,7 @@ def _key(*parts: list[str] | str | Path) -> str:
 
 
 def _link(command: list[str], target: Path, source: str = "") -> None:
-    """Workers of one test run may build the same library: each its own, the last one stays."""
+    """The library is there whole or not at all."""
     unfinished = target.with_suffix(f".{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     _run([*command, "-o", str(unfinished)], source)
