@@ -53,4 +53,5 @@ def _squares(positives):
     A cosine may exceed 1 by its rounding, a square is never negative. The cosine is 0 only where a warp sees nothing:
     its map is zero, not a unit vector, and the square is that of the other map, 1.
     """
-    return torch.where(positives == 0, 1.0, 2 * (1 - positives).clamp_min(0))
+    excess = (positives.detach() - 1).clamp_min(0)  # of the value alone: the gradient of 1 - positive stays
+    return torch.where(positives == 0, 1.0, 2 * (1 - positives + excess))

@@ -33,10 +33,10 @@ CGC_HD inline double unit_square(double positive) {
   return positive > 1 ? 0 : 2 * (1 - positive);
 }
 
-// Gradient of every positive of the mse objective, and of one of them.
-CGC_HD inline double mse_share(double grad_loss, const Resample& call) {
+// Gradient of every positive of the mse objective: of one that its rounding has lifted above 1 too, since what two maps
+// that agree to 1e-8 still differ by is a gradient of that size.
+CGC_HD inline double mse_gradient(double grad_loss, const Resample& call) {
   return -2 * grad_loss / (double(call.batch) * double(call.size_h * call.size_w));
 }
-CGC_HD inline double mse_gradient(double positive, double share) { return positive > 1 ? 0 : share; }
 
 }  // namespace cgc::CGC_ISA

@@ -41,12 +41,6 @@ double cgc(const Cgc& call, ParallelFor parallel_for) {
   return loss;
 }
 
-// Gradient of the positives of the mse objective.
-inline void mse_backward(const Resample& call, double grad_loss, double* grad_positives) {
-  const double share = mse_share(grad_loss, call);
-  for (index_t i = 0; i < call.batch; ++i) grad_positives[i] = mse_gradient(call.positives[i], share);
-}
-
 // The gradients of rows, keys and positives, which stage contrast gives to stage resample.
 template <class T>
 class RowGradients {
@@ -79,7 +73,8 @@ void cgc_backward(const CgcBackward& call, ParallelFor parallel_for) {
   double* grad_positives = upstream.contrast().grad_positives;
   const double grad_loss = value_of(call.contrast.grad_loss);
   if (resample.objective == Objective::mse) {
-    mse_backward(resample, grad_loss, grad_positives);
+    const double gradient = mse_gradient(grad_loss, resample);
+    for (index_t i = 0; i < resample.batch; ++i) grad_positives[i] = gradient;
   } else {
     contrast_backward<Acc>(upstream.contrast(), parallel_for);
   }

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(block_threads, 1) cgc_backward(const __grid_co
   __syncthreads();
   if (slices > 1) gradient.load(sample);
   gradient.each([&](int e, int p) { gradient.to_augmented[e] = arrived[mine * length + p]; });
-  gradient.to_positive = Acc(positive_gradient(call.resample.positive, resample, sample, -double(totals[mine])));
+  gradient.to_positive = Acc(positive_gradient(call.resample.positive, resample, -double(totals[mine])));
   gradient.to_normalised(false);
   if (row + mine < batch) gradient.write(call.resample);
 }
@@ -83,7 +83,7 @@ int cgc::launch(const CgcBackward& given, Stream& stream) {
   call.views[0].grad_heatmaps = call.resample.grad_heatmaps = stream.take(bytes);
   call.views[1].grad_heatmaps = call.resample.grad_aug_heatmaps = stream.take(bytes);
   call.views[0].forward.heatmaps = call.views[1].forward.heatmaps = nullptr;  // their ReLU is passed by stage resample
-  const PositiveGradient positive{mse_share(1, forward), -call.consistency / double(forward.batch),
+  const PositiveGradient positive{mse_gradient(1, forward), -call.consistency / double(forward.batch),
                                   call.contrast.grad_loss};
   if (forward.objective == Objective::released && positions <= most_fused_positions) {
     const FusedBackward phase{call.contrast, {call.resample, MapShape(forward), nullptr, positive, true}};

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(block_threads, 1) resample_backward(const __gr
   gradient.load(sample);
   const bool mse = forward.objective == Objective::mse;
   const double contrast = call.grad_positives == nullptr ? 0 : simt::gld(call.grad_positives + sample);
-  gradient.to_positive = Real(positive_gradient(phase.positive, forward, sample, contrast));
+  gradient.to_positive = Real(positive_gradient(phase.positive, forward, contrast));
   if (mse) {
     gradient.each([&](int e, int p) {
       shared.augmented[p] = normalised_map(gradient.augmented[e], gradient.aug_total, gradient.eps);

@@ -15,13 +15,11 @@ struct ResampleGradient {
 };
 
 // Gradient of one positive: what the contrast or the mse objective sends, and the consistency term.
-__device__ __forceinline__ double positive_gradient(const PositiveGradient& from, const Resample& call, index_t sample,
+__device__ __forceinline__ double positive_gradient(const PositiveGradient& from, const Resample& call,
                                                     double contrast) {
   if (from.grad_loss.data == nullptr) return contrast;
   const double grad_loss = value_of(from.grad_loss);
-  if (call.objective == Objective::mse) {
-    contrast = mse_gradient(simt::gld(call.positives + sample), from.mse * grad_loss);
-  }
+  if (call.objective == Objective::mse) contrast = from.mse * grad_loss;
   return contrast + from.consistency * grad_loss;
 }
 

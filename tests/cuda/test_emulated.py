@@ -12,6 +12,7 @@ from cgc_kernels.options import OBJECTIVES
 from tests.cuda import simt
 from tests.cuda.cases import LAYOUTS, case_of
 from tests.cuda.launchers import Contrast, ContrastBackward, Scalar
+from tests.loss import test_cgc
 from tests.loss.test_contrast import check_shares
 from tests.loss.test_golden import DATA, call, expected, mse_floor
 from tests.loss.test_near_blind import check_rule, check_slivers
@@ -152,6 +153,11 @@ def test_near_blind_views(kernels, dtype):
     with kernels.running():
         check_rule("cuda", dtype)
         check_slivers("cuda", dtype, 40)
+
+
+def test_twins_that_agree_to_rounding_keep_their_gradient(kernels):
+    with kernels.running():
+        test_cgc.test_twins_that_agree_to_rounding_keep_their_gradient("cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

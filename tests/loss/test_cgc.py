@@ -157,6 +157,21 @@ def test_mean_square_of_identical_views_is_never_negative(backend, dtype):
         assert all(grad.isfinite().all() for grad in grads.values())
 
 
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_twins_that_agree_to_rounding_keep_their_gradient(backend):
+    """Maps that differ by 1e-9, whose cosine is 1 to the last bit or above: the gradient is what they differ by."""
+    generator = torch.Generator().manual_seed(0)
+    original = torch.rand(16, 3, 3, generator=generator, dtype=torch.float64) + 0.1
+    augmented = original * (1 + 1e-9 * torch.randn(16, 3, 3, generator=generator, dtype=torch.float64))
+    crop, found = CropFlip.identity(16, (9, 11)), {}
+    for name in ("reference", backend):
+        leaves = [maps.clone().requires_grad_() for maps in (original, augmented)]
+        loss = heatmap_loss(*leaves, crop, image_size=(9, 11), objective="mse", backend=name)
+        found[name] = torch.stack(torch.autograd.grad(loss, leaves))
+    error = (found[backend] - found["reference"]).abs().flatten(2).amax(2)
+    assert (error < 1e-5 * found["reference"].abs().flatten(2).amax(2)).all()
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("transform", ["crop", "warp"])
 @pytest.mark.parametrize("weighting", ["pooled", "gradcam", "elementwise"])

@@ -157,6 +157,7 @@ LAWS = [
     *[(test_cgc.test_consistency_alone_is_what_the_term_adds, (transform,)) for transform in ("crop", "warp")],
     (test_cgc.test_consistency_alone_at_its_bounds, ()),
     (test_cgc.test_mean_square_is_two_minus_two_cosines, ()),
+    (test_cgc.test_twins_that_agree_to_rounding_keep_their_gradient, ()),
     (test_cgc.test_the_stages_make_the_whole, ()),
     (test_cgc_inputs.test_inputs_are_read_in_place, ()),
     (test_cgc_inputs.test_saved_tensors_are_the_inputs_themselves, ()),

@@ -169,10 +169,9 @@ def resample_kernel(
 
 
 @triton.jit
-def mean_square_gradient(positive, grad_loss, batch, pixels, consistency):
-    """Gradient of a positive of the mse objective; a cosine above 1 counts as 1."""
-    share = -2 * grad_loss / (batch * pixels)
-    return tl.where(positive > 1, 0.0, share) - consistency * grad_loss / batch
+def mean_square_gradient(grad_loss, batch, pixels, consistency):
+    """Gradient of every positive of the mse objective."""
+    return (-2 / pixels - consistency) * grad_loss / batch
 
 
 @triton.jit
@@ -216,9 +215,8 @@ def resample_backward_kernel(
     m, total = normalised(heatmap, share, small, inside)
     if FUSED and OBJECTIVE == MSE:
         grad_positive = mean_square_gradient(
-            tl.load(positives + sample), tl.load(grad_loss).to(tl.float64), tl.num_programs(0),
-            size_h.to(tl.float64) * size_w, consistency,
-        )  # fmt: skip
+            tl.load(grad_loss).to(tl.float64), tl.num_programs(0), size_h.to(tl.float64) * size_w, consistency
+        )
     else:
         grad_positive = tl.load(grad_positives + sample)
 
