@@ -16,7 +16,6 @@ every mask is known to the pixel; no object group and no photograph is in two sp
 last stage and the head of an ImageNet network, EfficientNet-Lite0, are trained on 640 images, on views made once
 ([training.md](training.md#a-part-that-stays-as-it-is), `--preset cutouts`), every arm on the same, and 560 others are
 looked at. Percent, mean ± standard deviation over the seeds, {date}; [data.md](data.md#measures) says what is measured.
-On two threads a repetition may differ by 0.1.
 
 {claims}
 
