@@ -1,6 +1,7 @@
 """Where models look, drawn: overlays of heatmaps, gallery.png, and curves.png, how they got there."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,7 @@ PANELS = {
 }
 BLOCKS = 2  # side by side in the gallery
 GALLERY = 10  # images at most
+TITLE = 17  # letters of a method's title in a line of the gallery
 
 
 class Look(NamedTuple):
@@ -109,7 +111,7 @@ def gallery(path: Path, found: list[Look], titles: list[str]) -> None:
             _draw_row(cells, look)
             if row == 0:
                 for cell, title in zip(cells, titles, strict=False):
-                    cell.set_title(title, loc="center", fontsize=8.5, pad=17)
+                    cell.set_title(fill(title, TITLE), loc="center", fontsize=8.5, pad=17)
         note = "First test image of each class. Heatmaps of the labelled class, each scaled to its own maximum."
         figure.text(0.5, 0.085, note, ha="center", va="top", fontsize=8.5, color=MUTED)
         _save(figure, path)
@@ -124,9 +126,9 @@ def curves(path: Path, histories: dict[str, list[list[dict]]], titles: dict[str,
         figure = Figure(figsize=(13, 6.6), layout="constrained")
         axes = figure.subplots(2, 3)
         for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
-            for method, own in histories.items():
+            for place, (method, own) in enumerate(histories.items()):
                 values = torch.tensor([[number(epoch.get(name)) for epoch in history] for history in own])
-                _draw_curve(axis, values, colour(method), titles[method])
+                _draw_curve(axis, values, colour(method, place), titles[method])
             axis.set_title(title)
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)

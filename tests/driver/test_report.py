@@ -14,6 +14,7 @@ import train
 from driver import charts, pictures, report
 from driver.controls import CONTROLS
 from driver.explained import packed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.driver.cases import answers
 
@@ -262,3 +263,31 @@ def test_charts_escape_titles_and_skip_gaps():
     bars = charts.dot_chart([("x", 2.0, [1.0, 3.0], [("as <sharp>", 3.0), ("blurred", 4.0)]), ("y", None, [], [])])
     assert "as &lt;sharp&gt;: 3.0" in bars
     assert bars.count('class="control"') == 2
+
+
+def test_titles_of_the_gallery_stand_beside_each_other(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    views = [torch.rand(3, 8, 8), torch.rand(3, 8, 8), torch.zeros(0, 4)]
+    titles = ["cross-entropy", "CGC + consistency", "CGC, λ = 1, + consistency"]
+    looks = [pictures.Look(0, *views, [torch.rand(8, 8)] * 3, [torch.rand(8, 8)] * 3) for _ in range(2)]
+    pictures.gallery(tmp_path / "gallery.png", looks, titles)
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    places = sorted(axis.title.get_window_extent().extents.tolist() for axis in figure.axes if axis.get_title())
+    assert len(places) == 8
+    assert all(left[2] < right[0] for left, right in pairwise(places))
+
+
+def test_a_method_has_one_colour_in_every_picture(monkeypatch, tmp_path):
+    """One without a colour of its own, by its place among the methods."""
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    keys = ("baseline", "another", "a third")
+    pictures.curves(
+        tmp_path / "curves.png", {key: [[{"epoch": 1}]] for key in keys}, dict(zip(keys, keys, strict=True))
+    )
+    (figure,) = drawn
+    shades = [line.get_color() for line in figure.axes[0].lines]
+    assert shades == [pictures.colour(key, place) for place, key in enumerate(keys)]
+    assert len(set(shades)) == 3
