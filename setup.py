@@ -255,7 +255,8 @@ def cuda_commands(compiler: list[str], torch: Path, toolkit: Toolkit, architectu
     include = [word for path in (torch / "include", *toolkit.include) for word in ("-isystem", str(path))]
     plain = [*compiler, *CXXFLAGS, STABLE_ABI, "-DUSE_CUDA", *include, *extra]
     folder = ROOT / "csrc" / "cuda"
-    commands = {path.name: [*nvcc, "-c", str(path.relative_to(ROOT))] for path in folder.glob("*.cu")}
+    kernels = sorted(folder.glob("*.cu"), key=lambda path: -path.stat().st_size)  # the last is waited for alone
+    commands = {path.name: [*nvcc, "-c", str(path.relative_to(ROOT))] for path in kernels}
     return commands | {path.name: [*plain, "-c", str(path.relative_to(ROOT))] for path in folder.glob("*.cpp")}
 
 

@@ -1,8 +1,9 @@
 """`python -m bench.compiled`: a training step through torch.compile(cam) against the same step in eager mode.
 
 Small models of random weights: a ConvNeXt and a ViT, whose Grad-CAM goes through autograd, so that torch.compile takes
-what comes before the target layer in parts; a RegNet, which has a closed form and is compiled whole. Beside them what
-torch.compile does for the model alone, on a step of cross-entropy. Interleaved: ratios are taken within a round.
+what comes before the target layer in parts; a RegNet, which has a closed form and is compiled whole; and torchvision's
+ConvNeXt-T at its own size. Beside them what torch.compile does for the model alone, on a step of cross-entropy.
+Interleaved: ratios are taken within a round.
 Nothing is timed before the gradients of both modes agree.
 """
 
@@ -26,17 +27,24 @@ STEPS = ("eager", "compiled", "eager, model alone", "compiled, model alone")
 
 
 class Model(NamedTuple):
-    """A model, its target layer, and how that becomes a map."""
+    """A model, its target layer, how that becomes a map, and the side of its images."""
 
     make: Callable[[], nn.Module]
     layer: str
     reshape: Callable[[Tensor], Tensor] | None = None
+    size: int = 64
 
 
 def convnext() -> nn.Module:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     return ConvNeXt([CNBlockConfig(48, 96, 2), CNBlockConfig(96, None, 2)], num_classes=CLASSES)
+
+
+def convnext_tiny() -> nn.Module:
+    from torchvision.models import convnext_tiny
+
+    return convnext_tiny(num_classes=CLASSES, stochastic_depth_prob=0.0)  # both modes draw from one generator
 
 
 def regnet() -> nn.Module:
@@ -59,7 +67,9 @@ MODELS = {
     "convnext": Model(convnext, "features"),
     "regnet": Model(regnet, "trunk_output"),
     "vit": Model(vit, "blocks.3.norm1", tokens_to_map(8, 8)),
+    "convnext_tiny": Model(convnext_tiny, "features", size=224),
 }
+SMALL = ["convnext", "regnet", "vit"]
 
 
 class Result(NamedTuple):
@@ -73,7 +83,7 @@ class Result(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.compiled", description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=SMALL)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
@@ -94,7 +104,7 @@ def measure(model: Model, rounds: int, batch: int, backend: str) -> Result:
     torch.compiler.reset()
     network = model.make().to(memory_format=torch.channels_last)
     cam = GradCAM(network, model.layer, reshape=model.reshape)
-    views = [torch.rand(batch, 3, 64, 64).to(memory_format=torch.channels_last) for _ in range(2)]
+    views = [torch.rand(batch, 3, model.size, model.size).to(memory_format=torch.channels_last) for _ in range(2)]
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(cam, backend=counter)
     steps = {
@@ -123,9 +133,9 @@ def step(network: nn.Module, outputs: Callable) -> tuple[Tensor, ...]:
     """The gradients of cross-entropy of both views and the CGC loss."""
     network.zero_grad()
     out, out_aug = outputs()
-    size = 64
+    size = out.cam.image_size
     loss = _cross_entropy(out.logits) + _cross_entropy(out_aug.logits)
-    loss = loss + 0.5 * cgc_loss(out.cam, out_aug.cam, CropFlip.identity(len(out.logits), size), image_size=size)
+    loss = loss + 0.5 * cgc_loss(out.cam, out_aug.cam, CropFlip.identity(len(out.logits), size))
     loss.backward()
     return tuple(parameter.grad for parameter in network.parameters())
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tracing import skipped_frame
 from . import compiled_parts, model_checks
 from .layer_checks import check_map, is_map_read, name_working_layer
 from .logits import choose_target
@@ -20,7 +21,7 @@ _REASON = "autograd.grad of a part of the model needs eager mode; see GradCAM.gr
 
 
 # This frame alone is skipped, so that it can ask what is compiled with; all that it calls is skipped whole.
-@torch.compiler.disable(recursive=False, reason=_REASON)
+@skipped_frame(_REASON)
 def explain(
     cam: WrappedModel, view: Tensor, target: Tensor | None, batch: int | None = None, repeats: int = 1
 ) -> tuple[GradCAMOutput, Tensor]:
@@ -28,7 +29,7 @@ def explain(
     return _explain(cam, view, target, batch, repeats, compiled_parts.current_backend())
 
 
-@torch.compiler.disable(recursive=False, reason=_REASON)
+@skipped_frame(_REASON)
 def run(cam: WrappedModel, view: Tensor) -> Any:
     """What the model makes of an extra view, or the logits in it. What is compiled of the others is compiled of it, and
     no more: a graph of the whole model would change statistics of BatchNorm that their second backward needs."""
