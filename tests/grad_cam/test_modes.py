@@ -1,6 +1,7 @@
 """GradCAM in every mode of PyTorch: grad modes, autocast, compiled, distributed."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -188,6 +189,17 @@ class TestCompile:
         # The body, whose batch norm has two modes, and the stage or its halves.
         assert len(graphs) == 2 + (1 if layer == "head.stage" else 2)
         assert all("tanh" in graph and not {"gelu", "linear"} & set(graph) for graph in graphs)
+
+    def test_a_warm_step_asks_dynamo_nothing(self):
+        """Neither to compile nor whether to skip a frame."""
+        compiled, inputs = torch.compile(GradCAM(staged(), "head.stage"), backend="eager"), views(3)
+        for _ in range(2):
+            _step_loss(compiled, inputs, None).backward()
+        with mock.patch("torch._dynamo.trace_rules.check", wraps=torch._dynamo.trace_rules.check) as asked:
+            _step_loss(compiled, inputs, None).backward()
+            assert not asked.called
+            torch.compile(lambda x: x + 1, backend="eager")(inputs[0])
+            assert asked.called
 
     def test_parts_go_with_the_grad_cam(self):
         net = staged()
