@@ -61,7 +61,7 @@ photographs: install ## objects on photographs: fetch them, train every arm, wri
 # Two processes: Triton reads TRITON_INTERPRET when it is imported.
 test: install ## all tests but the slow ones
 	$(TEST) -m 'not slow'
-	TRITON_INTERPRET=1 $(INTERPRETED)
+	TRITON_INTERPRET=1 $(INTERPRETED) -m 'not slow'
 
 test-full: install ## all tests
 	$(TEST)

@@ -198,7 +198,14 @@ def asked(field):
     return [base for base, bound in BOUNDS.items() if getattr(bound, field) is not None]
 
 
-every_architecture = pytest.mark.parametrize("architecture", cuda_codegen.ARCHITECTURES, ids=lambda a: f"sm_{a}")
+# Of one architecture in CI: to disassemble the library takes seconds of each.
+every_architecture = pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(a, id=f"sm_{a}", marks=[pytest.mark.slow] * (a != codegen_page.ARCHITECTURE))
+        for a in cuda_codegen.ARCHITECTURES
+    ],
+)
 
 
 @needs_build
@@ -208,11 +215,18 @@ def test_the_library_holds_the_kernels_of_the_table(architecture):
 
 
 @needs_build
+@pytest.mark.slow
 def test_every_architecture_has_the_same_kernels():
     names = {a: [kernel.name for kernel in cuda_codegen.kernels(a)] for a in cuda_codegen.ARCHITECTURES}
     present = [found for found in names.values() if found]
     assert present
     assert all(found == present[0] for found in present)
+
+
+@needs_build
+def test_ptxas_spills_nothing_on_any_architecture():
+    said = [usage for log in cuda_codegen.LOGS.glob("*.cu-*.log") for usage in cuda_codegen.parse(log.read_text())]
+    hold({f"{u.symbol}, sm_{u.architecture}": u.spill_stores + u.spill_loads for u in said}, most=0)
 
 
 @needs_build

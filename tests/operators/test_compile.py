@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cgc_kernels import CropFlip, GradCAM, cgc_loss, gradcam, heatmap_loss
-from tests.support.cases import BACKENDS, VIEWS, simple_case
+from tests.support.cases import BACKENDS, CPP, VIEWS, simple_case
 from tests.support.compare import assert_close
 from tests.support.models import TinyNet
 
@@ -150,7 +150,7 @@ def test_wrong_input_is_refused_in_compiled_code(backend):
         compiled(loss_function(backend, **case.settings))(*wrong.views, wrong.transform)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [CPP, pytest.param("torch", marks=pytest.mark.slow)])
 def test_inductor_on_a_small_net(backend):
     """Forward to loss of a whole step in one graph of real compiled code; dropped where there is no compiler for it."""
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):

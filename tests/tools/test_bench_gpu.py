@@ -15,7 +15,7 @@ def small(weighting="pooled", dtype="float32"):
 
 
 @pytest.mark.skipif(peers.no_compiler() is not None, reason=str(peers.no_compiler()))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_the_gpu_benchmark_runs_anywhere(dtype):
     """Its code, on the CPU: figures of every candidate, ratios within rounds."""
     figures = gpu.measure(small(dtype=dtype), "cpu", 2, ("vectorised", "compiled", "torch"), copy_bytes=1 << 16)

@@ -195,7 +195,7 @@ def test_gradients_only_where_asked(weighting, wanted):
         assert_same_bits(grad, full[name], name)
 
 
-@pytest.mark.parametrize("temperature", [0.005, 0.012, 10.0])
+@pytest.mark.parametrize("temperature", [0.005, 10.0])
 @pytest.mark.parametrize("objective", ["released", "paper"])
 def test_temperatures(objective, temperature):
     case = simple_case(batch=70, channels=2, side=(2, 3), size=(5, 4), objective=objective, temperature=temperature)
@@ -247,7 +247,7 @@ ALLOWED = {torch.float32: 1.07, torch.bfloat16: 1.14}
 
 @pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("side", [(7, 7), (14, 14)])
+@pytest.mark.parametrize("side", [(7, 7), pytest.param((14, 14), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("weighting", FLOORS)
 def test_bytes_and_sectors(weighting, side, layout, dtype):
     """Each feature and gradient once: the floor of docs/performance.md, in full sectors."""
