@@ -45,6 +45,7 @@ SERVES = {
     "resample_columns": "cgc",
     "tensors": "ops",
     "geometry": "resample",
+    "tiles": "resample",
     "gradients": "resample",
     "dtypes": "cam",
     "exponential": "contrast",
