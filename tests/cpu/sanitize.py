@@ -65,14 +65,25 @@ def run(tool: str, isa: str = "baseline", calls: int = 100) -> subprocess.Comple
     return subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def main() -> int:
-    """Runs the tools; returns the exit status."""
+def tool_name(name: str) -> str:
+    """Of the command line: `choices` would refuse the default, a list, before Python 3.12."""
+    if name not in TOOLS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(TOOLS)}, got {name!r}")
+    return name
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or those given."""
     parser = argparse.ArgumentParser(prog="python -m tests.cpu.sanitize", description=__doc__.splitlines()[0])
-    parser.add_argument("tools", nargs="*", choices=[[], *TOOLS], default=["address", "thread"])
+    parser.add_argument("tools", nargs="*", type=tool_name, metavar="TOOL", default=["address", "thread"])
     parser.add_argument("--isa", nargs="+", choices=ISAS, default=[isa for isa in ISAS if runs(isa)])
     parser.add_argument("--calls", type=int, default=100)
-    given = parser.parse_args()
-    failed = False
+    return parser.parse_args(given)
+
+
+def main() -> int:
+    """Runs the tools; returns the exit status."""
+    given, failed = arguments(), False
     for tool in given.tools:
         if reason := missing(tool):
             print(reason)

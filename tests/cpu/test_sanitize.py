@@ -15,3 +15,11 @@ def test_the_kernels_are_clean(tool):
     done = sanitize.run(tool, calls=40)
     assert done.returncode == 0, done.stdout
     assert done.stdout.strip().endswith("40 calls of every kernel: right")
+
+
+def test_the_command_line(capsys):
+    assert sanitize.arguments([]).tools == ["address", "thread"]
+    assert sanitize.arguments(["aarch64", "--calls", "5"]).tools == ["aarch64"]
+    with pytest.raises(SystemExit):
+        sanitize.arguments(["memory"])
+    assert "must be one of address, thread, aarch64, got 'memory'" in capsys.readouterr().err
