@@ -5,6 +5,7 @@
 Nothing is compiled: the build keeps what ptxas said beside each object in build/cuda, and cuobjdump reads the library.
 """
 
+import argparse
 import functools
 import importlib.util
 import os
@@ -205,7 +206,8 @@ def _row(kernel: Kernel, case: str) -> codegen_page.Row:
 
 
 def main() -> None:
-    """Writes the table and the page."""
+    """Command line, without options: writes the table and the page."""
+    argparse.ArgumentParser(prog="python -m bench.cuda_codegen", description=__doc__.partition("\n")[0]).parse_args()
     reason = missing()
     found = [] if reason else [kernels(architecture) for architecture in ARCHITECTURES]
     if reason or not all(found):
