@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .loss import gradcam
-from .tensors import described, is_dense
+from .tensors import described, full_precision, is_dense
 
 __all__ = ["log_heatmaps", "overlay"]
 
@@ -39,6 +39,11 @@ def overlay(images: Tensor, heatmaps: Tensor) -> Tensor:
         torch.Size([4, 3, 224, 224])
     """
     images, heatmaps = _checked(images, heatmaps)
+    with full_precision(images):
+        return _coloured(images, heatmaps)
+
+
+def _coloured(images: Tensor, heatmaps: Tensor) -> Tensor:
     heat = heatmaps.to(images.device, torch.float32)
     if heat.shape[-2:] != images.shape[-2:]:
         lead = heat.shape[:-2]
@@ -81,6 +86,9 @@ def log_heatmaps(
 
         log_heatmaps(SummaryWriter("runs"), cam, fixed_views, epoch, mean=MEAN, std=STD)
     """
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Sequence | Tensor) or len(values) != 3:
+            raise ValueError(f"{name} must hold three numbers, got {described(values)}")
     device = next(cam.parameters()).device
     with _evaluation(cam):
         (out,) = cam(views.to(device), target=None if target is None else target.to(device))

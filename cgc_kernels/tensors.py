@@ -19,6 +19,11 @@ def described(value) -> str:
     return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str, bool)) else type(value).__name__
 
 
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """A context without autocast on the tensor's device."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def misplaced(name: str, tensor: torch.Tensor, device: torch.device, like: str) -> str:
     """What to say of a tensor that is not on `device`, where the one called `like` is."""
     return f"{name} must be on {device} like {like}, got {tensor.device}"

@@ -81,7 +81,8 @@ def _last_map(model: nn.Module) -> str:
     before = [name for name in names[: names.index(head)] if _makes_maps(name, children[name])] if head else []
     if not before or hasattr(model, "base_model_prefix"):  # Hugging Face's bases return no map
         raise ValueError(
-            f"GradCAM.auto must know where a model's head begins, got {type(model).__name__} of {', '.join(names)}; "
+            f"GradCAM.auto must know where a model's head begins, got {type(model).__name__} of "
+            f"{', '.join(names) or 'no modules'}; "
             "give GradCAM(model, target_layer), the module that makes the last map [B, C, H, W]"
         )
     # A list is never called itself, and models of patches may go through their blocks one by one.

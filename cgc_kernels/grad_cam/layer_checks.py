@@ -23,7 +23,7 @@ def check_map(features: Tensor, view: Tensor, name: str, reshape: Reshape | None
 
 
 def check_features(features: Tensor, view: Tensor, name: str) -> None:
-    """Refuse all but one [B, C, H, W] for each view [B, ...]: raises ValueError."""
+    """Refuse all but one [B, C, H, W] for each view [B, ...], of more than one cell: raises ValueError."""
     if features.ndim != 4:
         raise ValueError(
             f"the output of target layer {name!r} must be [B, C, H, W], got {list(features.shape)}; "
@@ -32,6 +32,12 @@ def check_features(features: Tensor, view: Tensor, name: str) -> None:
     if features.shape[0] != view.shape[0]:
         raise ValueError(
             f"the output of target layer {name!r} must have batch {view.shape[0]}, got {features.shape[0]}"
+        )
+
+    if features.shape[2] == 1 and features.shape[3] == 1:
+        raise ValueError(
+            f"the output of target layer {name!r} must be a map of more than one cell, got {list(features.shape)}, "
+            "whose heatmap tells nothing and has no gradient; choose an earlier layer, or give larger views"
         )
 
 

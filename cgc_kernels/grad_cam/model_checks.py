@@ -16,6 +16,8 @@ def check_model(model: nn.Module) -> None:
     """Refuse what wraps, or has been handed to what wraps, a network; raises TypeError or RuntimeError."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(getattr(model, "_capture", None), Capture):
+        raise TypeError("model must be the bare network, got a GradCAM of one; wrap it once, or give cam.model")
     _check_wrapper(model)
     if getattr(model, "_is_accelerate_prepared", False):
         raise RuntimeError(
@@ -40,8 +42,10 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
         raise TypeError(f"target_layer must be a module or its dotted name, got {type(layer).__name__}")
     names = dict(model.named_modules(remove_duplicate=False))
     if not layer or layer not in names:
-        close = difflib.get_close_matches(layer, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
-        raise ValueError(f"target_layer must name a module of the model, got {layer!r}; near it: {', '.join(close)}")
+        close = difflib.get_close_matches(layer, filter(None, names), n=5, cutoff=0.5)
+        close = close or [name for name, _ in model.named_children()]
+        near = f"; near it: {', '.join(close)}" if close else "; it has none inside"
+        raise ValueError(f"target_layer must name a module of the model, got {layer!r}{near}")
     return layer
 
 

@@ -15,7 +15,7 @@ from .module_facts import user_hooks
 from .output import CAM, GradCAMOutput, GradCAMOutputs
 from .pooled_head import find_head
 from .reshape import Reshape
-from .views import check_views
+from .views import check_one_shape, check_views
 from .wrapped_model import WrappedModel
 
 
@@ -47,10 +47,11 @@ class GradCAM(WrappedModel):
 
     Wrap first: ``DistributedDataParallel(cam)``, ``accelerator.prepare(cam)``. ``fully_shard`` may come before or after
     where there is a closed form, and is refused otherwise. Attributes and methods that this object does not have are
-    the model's, and parameters, modules and ``state_dict()`` have the model's own names, so that
-    ``cam.no_weight_decay()`` or timm's ``create_optimizer_v2(cam)`` mean what they mean for the model. Its plain logits
-    are ``cam.model(x)``, and ``evaluate(cam.model, loader)`` is a script's own evaluation: ``cam.eval()`` and
-    ``cam.train()`` set the model's mode, the weights are the same. Several threads may call one GradCAM.
+    the model's, to read and to set (``cam.fc = nn.Linear(...)``), and parameters, modules and ``state_dict()`` have the
+    model's own names, so that ``cam.no_weight_decay()`` or timm's ``create_optimizer_v2(cam)`` mean what they mean for
+    the model. Its plain logits are ``cam.model(x)``, and ``evaluate(cam.model, loader)`` is a script's own evaluation:
+    ``cam.eval()`` and ``cam.train()`` set the model's mode, the weights are the same. Several threads may call one
+    GradCAM.
 
     Under ``torch.no_grad()`` and ``torch.inference_mode()`` all results are detached. Frozen parameters are fine. A
     target layer that the model itself runs in ``no_grad`` gives detached features, one in a reentrant checkpoint is an
@@ -150,10 +151,10 @@ class GradCAM(WrappedModel):
         as one batch (of one trailing shape); faster on a GPU that the views do not fill, but in train mode the
         statistics of BatchNorm are then those of all views together.
         Returns a tuple of one :class:`GradCAMOutput` a view, also for one view: ``(out,) = cam(x)``.
-        Raises TypeError or ValueError for wrong arguments; ValueError when the layer's output is not [B, C, H, W] or,
-        by the shape of the views, looks like [B, H, W, C]; RuntimeError when the target layer is not called exactly
-        once, its output is modified in place afterwards, the logits do not read its map (looked for until a gradient is
-        not zero, usually in the first step), or this GradCAM was closed.
+        Raises TypeError or ValueError for wrong arguments; ValueError when the layer's output is not [B, C, H, W], has
+        one cell alone, or, by the shape of the views, looks like [B, H, W, C]; RuntimeError when the target layer is
+        not called exactly once, its output is modified in place afterwards, the logits do not read its map (looked for
+        until a gradient is not zero, usually in the first step), or this GradCAM was closed.
         """
         check_views(views, target, extra)
         if not isinstance(batched, bool):
@@ -223,6 +224,7 @@ def _explain_batch(
     path: ModuleType, cam: GradCAM, views: Sequence[Tensor], target: Tensor | None, extra: Sequence[Tensor]
 ) -> list[GradCAMOutput]:
     """The outputs of all views from one call of the model."""
+    check_one_shape((*views, *extra))
     sizes = [len(view) for view in (*views, *extra)]
     explained = sum(sizes[: len(views)])
     whole, _ = path.explain(cam, torch.cat((*views, *extra)), target, sizes[0], len(views))

@@ -21,12 +21,21 @@ def check_views(views: Sequence[Tensor], target: Tensor | None, extra: Sequence[
                 raise TypeError(f"{name}[{index}] must be a tensor [B, ...], got {got}")
             if view.ndim < 1:
                 raise ValueError(f"{name}[{index}] must have shape [B, ...], got a scalar")
+            if view.ndim == 1 and view.dtype == torch.int64:
+                raise TypeError(f"{name}[{index}] must be a view [B, ...], got {described(view)}; labels go to target=")
     batch = views[0].shape[0]
     for index, view in enumerate(views):
         if view.shape[0] != batch:
             raise ValueError(f"views[{index}] must have a batch of {batch} like views[0], got {view.shape[0]}")
     if target is not None:
         _check_target(target, batch)
+
+
+def check_one_shape(views: Sequence[Tensor]) -> None:
+    """Refuse views that do not make one batch: raises ValueError."""
+    shapes = [list(view.shape[1:]) for view in views]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"views must be of one shape to be batched, got {', '.join(f'[B, *{s}]' for s in shapes)}")
 
 
 def _check_target(target: Tensor, batch: int) -> None:

@@ -18,15 +18,15 @@ from .wrapped_keys import add_prefix, drop_prefix, drop_prefix_of_missing
 class WrappedModel(nn.Module):
     """``model``, the hook on its ``target_layer``, and what is known of the two.
 
-    Attributes and methods that this object does not have are the model's. A public name of this object would hide the
-    model's: so all but the documented ones are private to this package.
+    Attributes and methods that this object does not have are the model's, to read and to set. A public name of this
+    object would hide the model's: so all but the documented ones are private to this package.
     """
 
     def __init__(self, model: nn.Module, target_layer: str, reshape: Reshape | None, head: Head | None):
         super().__init__()
-        self.model = model
         self.target_layer = target_layer
         self.reshape = reshape
+        self.model = model  # from here on what is set and is not named here is the model's
         self._head = head  # the pooled linear head behind the target layer, if it was one at construction
         self._map_is_read = False  # whether a call has shown that the logits read the map
         self._capture = Capture()
@@ -45,6 +45,15 @@ class WrappedModel(nn.Module):
         if "model" not in modules or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(modules["model"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A public attribute that only the model has is set there: a head that is replaced, for instance."""
+        model = self.__dict__.get("_modules", {}).get("model")
+        own = name.startswith("_") or name in self.__dict__ or name == "model" or hasattr(type(self), name)
+        if model is not None and not own and hasattr(model, name):
+            setattr(model, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..tensors import full_precision
 from .inputs import check, live, wide
 
 _POWERS = -6 * math.log(2), 6 * math.log(2)  # logarithms of the least and the largest power
@@ -87,7 +88,8 @@ def blur(heatmaps: Tensor, sigma: float) -> Tensor:
         distance = cells[:, None] - cells
         weights = torch.where(distance.abs() <= math.ceil(3 * sigma), torch.exp(-((distance / sigma) ** 2) / 2), 0)
         weights = weights / weights.sum(1, keepdim=True)
-        heatmaps = weights @ heatmaps if side == 1 else heatmaps @ weights.T
+        with full_precision(heatmaps):
+            heatmaps = weights @ heatmaps if side == 1 else heatmaps @ weights.T
     return heatmaps
 
 

@@ -25,15 +25,15 @@ def network() -> nn.Module:
 
 
 def views(rank: int) -> Tensor:
-    """Two views [2, B, 3, 32, 32] of a rank's own samples."""
+    """Two views [2, B, 3, 64, 64] of a rank's own samples."""
     generator = torch.Generator().manual_seed(rank)
-    return torch.rand(2, 2, 3, 32, 32, dtype=torch.float64, generator=generator)
+    return torch.rand(2, 2, 3, 64, 64, dtype=torch.float64, generator=generator)
 
 
 def step(cam: nn.Module, rank: int) -> None:
     """Gradients of the whole loss of a rank."""
     out, out_aug = cam(*views(rank))
-    loss = cgc_loss(out.cam, out_aug.cam, CropFlip.identity(2, 32), image_size=32, consistency=2.0)
+    loss = cgc_loss(out.cam, out_aug.cam, CropFlip.identity(2, 64), image_size=64, consistency=2.0)
     (loss + out.logits.square().mean() + out_aug.logits.square().mean()).backward()
 
 

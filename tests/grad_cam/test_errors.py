@@ -35,6 +35,28 @@ class TestErrors:
         with pytest.raises(ValueError, match="closed_form must be"):
             GradCAM(tiny(), "body", closed_form="yes")
 
+    def test_a_map_of_one_cell(self):
+        """Its heatmap is one number, which the loss divides by itself."""
+        small = torch.rand(2, 3, 32, 32)
+        for closed_form in (True, False):
+            with pytest.raises(ValueError, match=r"more than one cell, got \[2, 32, 1, 1\].* larger views"):
+                GradCAM(ResNet18(width=4).eval(), "layer4", closed_form=closed_form)(small)
+
+    def test_labels_as_a_view(self):
+        with pytest.raises(TypeError, match=r"views\[1\] must be a view .*, got int64 \[3\]; labels go to target="):
+            GradCAM(tiny(), "body")(*views(1), torch.tensor([0, 1, 2]))
+
+    def test_views_that_make_no_batch(self):
+        (view,) = views(1)
+        with pytest.raises(ValueError, match="views must be of one shape to be batched, got"):
+            GradCAM(tiny(), "body")(view, view[..., 1:], batched=True)
+
+    def test_a_model_without_modules(self):
+        with pytest.raises(ValueError, match="got Linear of no modules"):
+            GradCAM.auto(nn.Linear(3, 3))
+        with pytest.raises(ValueError, match="got ''; it has none inside"):
+            GradCAM(nn.Linear(3, 3), "")
+
     def test_layer_not_reached(self):
         net = tiny()
         net.unused = nn.Conv2d(3, 3, 1)

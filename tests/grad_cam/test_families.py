@@ -86,7 +86,7 @@ class TestFind:
         ],
     )
     def test_layer_and_reshape(self, build, layer, reshape):
-        net, size = BUILD[build](), (16, 32) if build == "wide vit" else (32, 32)
+        net, size = BUILD[build](), {"wide vit": (16, 32), "resnet": (64, 64)}.get(build, (32, 32))
         assert find_target(net) == (layer, reshape)
         cam = GradCAM.auto(net)
         assert cam.target_layer == layer

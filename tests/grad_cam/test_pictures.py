@@ -39,6 +39,12 @@ class TestOverlay:
         for picture, image, heat in zip(pictures, images, heatmaps, strict=True):
             torch.testing.assert_close(picture, overlay(image / 255, heat))
 
+    def test_autocast_changes_nothing(self):
+        image, heat = torch.rand(2, 3, 8, 8), torch.rand(2, 2, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            picture = overlay(image, heat)
+        assert torch.equal(picture, overlay(image, heat))
+
     def test_the_hottest_place_is_where_the_heatmap_is(self):
         heat = torch.zeros(4, 4, requires_grad=True) + torch.eye(4)[1].outer(torch.eye(4)[2])
         picture = overlay(torch.zeros(3, 32, 32, dtype=torch.float64), heat)
@@ -92,6 +98,10 @@ class TestLogHeatmaps:
         log_heatmaps(writer, cam, views, 8, mean=mean, std=std)
         (out,) = cam(views)
         torch.testing.assert_close(writer.images, overlay(images, gradcam(out.cam)), rtol=0, atol=1e-4)
+
+    def test_a_mean_that_is_no_three_numbers(self):
+        with pytest.raises(ValueError, match=r"mean must hold three numbers, got float 0\.5"):
+            log_heatmaps(Writer(), GradCAM(tiny().float(), "body"), torch.rand(3, 3, 8, 8), 0, mean=0.5)
 
     def test_nothing_of_the_model_changes(self):
         net = tiny().float().train()

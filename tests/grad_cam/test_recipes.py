@@ -51,8 +51,8 @@ def test_the_page_counts_the_lines_that_are_added():
 
 
 def test_the_last_block_under_checkpointing_gives_the_same_gradients():
-    net, views = timm.create_model("resnet10t", num_classes=10).double(), torch.rand(2, 4, 3, 32, 32).double()
-    transform, gradients = CropFlip.identity(4, 32), []
+    net, views = timm.create_model("resnet10t", num_classes=10).double(), torch.rand(2, 4, 3, 64, 64).double()
+    transform, gradients = CropFlip.identity(4, 64), []
     for checkpointing in (False, True):
         model = copy.deepcopy(net)
         model.set_grad_checkpointing(checkpointing)

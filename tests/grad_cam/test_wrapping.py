@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from cgc_kernels import cgc_loss
 from cgc_kernels.grad_cam import GradCAM
 from cgc_kernels.transforms import CropFlip
-from tests.grad_cam.cases import Head, assert_close, cam_loss, hooks_on, parameter_gradients, tiny, views
+from tests.grad_cam.cases import CHANNELS, Head, assert_close, cam_loss, hooks_on, parameter_gradients, tiny, views
 from tests.support.models import ResNet18, TinyNet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -103,7 +103,43 @@ class TestNamesAndMethods:
         assert cam.train().model.training is not False
 
 
+class TestSetting:
+    """What is set on a GradCAM and is the model's is set on the model."""
+
+    def test_a_head_that_is_replaced(self):
+        net = tiny()
+        cam = GradCAM(net, "body")
+        cam.fc = nn.Linear(CHANNELS, 3).double()
+        assert net.fc is cam.fc
+        assert cam.state_dict()["fc.weight"].shape == (3, CHANNELS)
+        out, _ = cam(*views())
+        assert out.logits.shape[1] == 3
+        assert any(parameter is net.fc.weight for parameter in cam.parameters())
+
+    def test_a_layer_that_is_replaced_is_explained(self):
+        net = tiny()
+        cam = GradCAM(net, "body")
+        cam.body = nn.Conv2d(3, CHANNELS, 3, 2).double()
+        (view,) = views(1)
+        (out,) = cam(view)
+        assert_close(out.cam.features, net.body(view))
+
+    def test_a_plain_attribute(self):
+        net = tiny()
+        net.drop, net.reshape = 0.0, "the model's"
+        cam = GradCAM(net, "body")
+        cam.drop, cam.reshape, cam.note = 0.9, None, "mine"
+        assert (net.drop, net.reshape) == (0.9, "the model's")
+        assert not hasattr(net, "note")
+
+
 class TestHabits:
+    def test_a_grad_cam_is_wrapped_once(self):
+        cam = GradCAM(tiny(), "body")
+        with pytest.raises(TypeError, match="model must be the bare network, got a GradCAM of one; wrap it once"):
+            GradCAM(cam, "body")
+        assert GradCAM(cam.model, "body")(*views(1))
+
     def test_one_view_gives_a_tuple_too(self):
         cam = GradCAM(tiny(), "body")
         outputs = cam(*views(1))

@@ -86,3 +86,10 @@ def test_blur_keeps_constants_up_to_the_border_and_the_dead():
     assert metrics.blur(torch.full((1, 5, 7), 3.0), 2.0)[0].numpy() == pytest.approx(3.0)
     assert not metrics.blur(DEAD[None], 1.0).any()
     assert torch.allclose(metrics.blur(spot((0, 1), (2, 2))[None], 0.1), spot((0, 1), (2, 2)), atol=1e-6)
+
+
+def test_autocast_changes_nothing():
+    heatmaps = torch.rand(2, 7, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        blurred = metrics.blur(heatmaps, 1.0)
+    assert torch.equal(blurred, metrics.blur(heatmaps, 1.0))
