@@ -16,11 +16,12 @@ class LostWorker(OSError):
 
 @contextmanager
 def watched():
-    """Raise :class:`LostWorker` where a loading process dies: DataLoader's error comes from a signal, at any place."""
+    """Raise :class:`LostWorker` where a loading process dies: DataLoader's error comes from a signal, at any place, or,
+    where a batch was just being handed over, it is a connection's."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise LostWorker(
             f"--workers: a process that loads images was lost, {str(error).strip()} Start again, train.py with "

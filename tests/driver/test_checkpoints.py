@@ -132,7 +132,7 @@ def test_a_pretrained_run_is_asked_with_the_normalisation_that_it_was_trained_wi
     build = models._build
     monkeypatch.setattr(models, "_build", lambda name, classes, _, size: build(name, classes, False, size))
     root, folder = data_sets.make_folder(tmp_path / "data"), tmp_path / "run"
-    assert train_on(root, folder, "--model", "timm/test_resnet", "--pretrained") == 0
+    assert train_on(root, folder, "--model", "timm/test_resnet", "--pretrained", "--image-size", "64") == 0
     monkeypatch.setattr(models, "_build", build)
     loaded = loading.load(str(folder), SimpleNamespace(model="", image_size=0, target_layer=""))
     assert models.normalisation(loaded.settings.model, loaded.settings.pretrained)[0] == (0.5,) * 3

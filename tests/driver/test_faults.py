@@ -116,6 +116,15 @@ def test_a_training_whose_loading_process_is_killed_resumes(straight, tmp_path, 
     assert_resumes(tmp_path / "run", straight)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker (pid 1) is killed."), ConnectionResetError("reset")])
+def test_either_error_of_a_lost_process_is_named(error):
+    """The other is that of a batch that was just being handed over."""
+    with pytest.raises(workers.LostWorker, match="--workers: a process that loads images was lost"), workers.watched():
+        raise error
+    with pytest.raises(RuntimeError, match="another"), workers.watched():
+        raise RuntimeError("another")
+
+
 def test_a_training_that_is_told_to_end_resumes(straight, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         strike(patched, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
