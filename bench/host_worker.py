@@ -45,6 +45,7 @@ def without_launches() -> None:
 if sys.argv[1:2] == [UNLAUNCHED]:
     without_launches()
 
+# After it: which backends there are is found out when the package is imported, of whatever driver is there then.
 import torch  # noqa: E402
 
 import cgc_kernels  # noqa: E402

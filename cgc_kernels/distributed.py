@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 from . import chain, double_backward
 from .backends.backend import Backend
+from .tensors import full_precision
 
 
 def over(backend: Backend, group: "dist.ProcessGroup", even: bool) -> Backend:
@@ -42,7 +43,7 @@ def _eager(loss, *args):
     for value in args:
         if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
             raise RuntimeError("a loss with group= must be differentiated in reverse mode, got a forward-mode tangent")
-    with torch.autocast(args[0].device.type, enabled=False):
+    with full_precision(args[0]):
         return loss(*args)
 
 

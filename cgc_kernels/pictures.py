@@ -86,14 +86,18 @@ def log_heatmaps(
 
         log_heatmaps(SummaryWriter("runs"), cam, fixed_views, epoch, mean=MEAN, std=STD)
     """
-    for name, values in (("mean", mean), ("std", std)):
-        if not isinstance(values, Sequence | Tensor) or len(values) != 3:
-            raise ValueError(f"{name} must hold three numbers, got {described(values)}")
+    mean, std = (_by_channel(name, values, views.device) for name, values in (("mean", mean), ("std", std)))
     device = next(cam.parameters()).device
     with _evaluation(cam):
         (out,) = cam(views.to(device), target=None if target is None else target.to(device))
-    mean, std = (torch.tensor(values, device=views.device)[:, None, None] for values in (mean, std))
     writer.add_images(tag, overlay(views * std + mean, gradcam(out.cam)), step)
+
+
+def _by_channel(name: str, values: Sequence[float], device: torch.device) -> Tensor:
+    numbers = torch.as_tensor(values, device=device)
+    if numbers.shape != (3,):
+        raise ValueError(f"{name} must hold three numbers, got {described(values)}")
+    return numbers[:, None, None]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ def described(value) -> str:
 
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
     """A context without autocast on the tensor's device."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast("cpu" if kind == "meta" else kind, enabled=False)  # of meta tensors there is none
 
 
 def misplaced(name: str, tensor: torch.Tensor, device: torch.device, like: str) -> str:

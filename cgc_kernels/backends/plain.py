@@ -7,6 +7,7 @@ import torch
 
 from .. import double_backward
 from ..double_backward import DifferentiableOnce
+from ..tensors import full_precision
 from .backend import Backend
 
 
@@ -31,8 +32,7 @@ def _guarded(stage: Callable, *args):
         if torch._C._are_functorch_transforms_active() and any(map(_is_batched, args)):
             raise RuntimeError(_BATCHED)
         args = [double_backward.apply_eagerly(DifferentiableOnce, a) if _needs_grad(a) else a for a in args]
-    kind = args[0].device.type
-    with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):  # of meta tensors there is none
+    with full_precision(args[0]):
         return stage(*args)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tensors import full_precision
 from ..tracing import skipped_frame
 from . import compiled_parts, model_checks
 from .layer_checks import check_map, is_map_read, name_working_layer
@@ -91,7 +92,7 @@ def _gradients(score: Tensor, features: Tensor, attach: bool, name: str, retain:
     gradients = None
     if score.requires_grad:
         # Autocast is for forwards: a backward inside it would cast what it should not.
-        with torch.autocast(score.device.type, enabled=False):
+        with full_precision(score):
             (gradients,) = torch.autograd.grad(
                 score, features, create_graph=attach, retain_graph=attach or retain, allow_unused=True
             )

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..tensors import full_precision
 from .layer_checks import check_features, check_map
 from .logits import choose_target
 from .output import CAM, GradCAMOutput
@@ -45,7 +45,7 @@ def _rows(weight: Tensor, target: Tensor) -> Tensor:
     """Of the classes [B], or sums of them by weights [B, K], as exact as the weight is: not in autocast's precision."""
     if not target.is_floating_point():
         return weight[target]
-    with torch.autocast(weight.device.type, enabled=False):
+    with full_precision(weight):
         return target.to(weight.dtype) @ weight.flatten(1)
 
 

@@ -23,9 +23,10 @@ def watched():
     except (RuntimeError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        reason = str(error).strip().rstrip(".")
         raise LostWorker(
-            f"--workers: a process that loads images was lost, {str(error).strip()} Start again, train.py with "
-            "--resume; where memory is short, with fewer --workers"
+            f"--workers: a process that loads images was lost, {reason}. Start again, train.py with --resume; where "
+            "memory is short, with fewer --workers"
         ) from error
 
 

@@ -66,7 +66,7 @@ def run(tool: str, isa: str = "baseline", calls: int = 100) -> subprocess.Comple
 
 
 def tool_name(name: str) -> str:
-    """Of the command line: `choices` would refuse the default, a list, before Python 3.12."""
+    """Of the command line: argparse would compare a default that is a list with each of `choices`, and refuse it."""
     if name not in TOOLS:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(TOOLS)}, got {name!r}")
     return name
